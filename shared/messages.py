@@ -1,0 +1,475 @@
+"""Every message that crosses Kafka. The models here are the definition; `docs/schemas` is generated from them.
+
+Times are integer nanoseconds since the epoch, UTC (`*_ns`). Prices and sizes of books and trades are JSON
+numbers with the digits that the exchange sent (the shortest repr of a float keeps them); money that we
+computed is a decimal string. Readers ignore unknown fields. A changed meaning is a new `v` or a new `kind`.
+
+The models validate at the edges (decider, client, tools, tests). Ticks are written and read as plain dicts on
+the hot path: the `*_value` functions below build exactly what the models accept, and a test holds them to it.
+"""
+
+from collections.abc import Sequence
+from decimal import Decimal
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, TypeAdapter, ValidationError
+
+from shared.errors import UndecodableRecord
+
+Money = Annotated[Decimal, PlainSerializer(lambda d: format(d, "f"), return_type=str, when_used="json")]
+"""A decimal that travels as a string without an exponent."""
+
+Level = tuple[float, float]
+"""Price (quote per base) and size (base)."""
+
+Nanoseconds = Annotated[int, Field(ge=0)]
+
+BookState = Literal["live", "syncing", "stale", "gap", "crossed", "checksum", "disconnected", "halted"]
+Phase = Literal["opened", "updated", "closed"]
+Route = Literal["direct", "triangular", "synthetic"]
+Outcome = Literal["execute", "hold", "reject"]
+Mode = Literal["full", "partial", "cached", "rules_only"]
+Role = Literal["sentiment", "risk", "volatility"]
+
+
+class Reason(StrEnum):
+    """Why a gross crossing is not an opportunity. Closed list: the gate, and the setting that moves it."""
+
+    NO_CROSSING = "no_crossing"  # `arb evaluate` only: the best bid is not above the best ask at all
+    HEALTH = "health"  # a book is not live, or its proof of life is older than detector.max_silence_ms
+    AGE = "age"  # a book has not changed for longer than detector.max_book_age_ms
+    SKEW = "skew"  # the two books' proofs of life differ by more than detector.max_skew_ms
+    RATE_MISSING = "rate_missing"  # no exchange quotes the conversion to USD
+    RATE_STALE = "rate_stale"  # the conversion's proof of life is older than detector.max_silence_ms
+    FEES = "fees"  # fees alone (without conversion) eat the gap
+    CONVERSION = "conversion"  # the gap pays its fees, but not the conversion of its quote currencies
+    THRESHOLD = "threshold"  # it pays, but less than detector.open_net_bps
+    DEPTH = "depth"  # an empty side, or nothing left under the caps
+    LOT = "lot"  # less than one common lot step
+    MIN_NOTIONAL = "min_notional"  # below the smallest order that a leg's exchange takes
+    PERSISTENCE = "persistence"  # not yet there for detector.persistence_ms
+    SANITY = "sanity"  # above detector.sanity_cap_bps: far more often bad data than profit
+    IDENTITY = "identity"  # equal ticker, other coin (detector.not_the_same)
+    HALTED = "halted"  # exchange or symbol halted
+
+
+class Message(BaseModel):
+    """Base of all: immutable, unknown fields ignored, no NaN or infinity."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+    def encode(self) -> bytes:
+        """JSON on one line, fields in the order of the model."""
+        return self.model_dump_json().encode()
+
+
+class Book(Message):
+    """Top levels of one verified book, best first. Losing one makes the reader late, never wrong."""
+
+    kind: Literal["book"] = "book"
+    v: Literal[1] = 1
+    exchange: str
+    symbol: str
+    sequence: int
+    received_ns: Nanoseconds
+    exchange_ns: Nanoseconds | None
+    bids: list[Level]
+    asks: list[Level]
+
+
+class Trade(Message):
+    """One trade. `taker_side` is None where the exchange's field is not understood."""
+
+    kind: Literal["trade"] = "trade"
+    v: Literal[1] = 1
+    exchange: str
+    symbol: str
+    sequence: int
+    received_ns: Nanoseconds
+    exchange_ns: Nanoseconds | None
+    price: float
+    size: float
+    taker_side: Literal["buy", "sell"] | None
+    trade_id: str
+
+
+class Health(Message):
+    """State of one book: on each change, and about every second while live as proof of life.
+
+    `since_ns` is when the state began, `alive_ns` the last proof of life (clock of `received_ns`).
+    """
+
+    kind: Literal["health"] = "health"
+    v: Literal[1] = 1
+    exchange: str
+    symbol: str
+    sequence: int
+    received_ns: Nanoseconds
+    state: BookState
+    reason: str | None
+    since_ns: Nanoseconds
+    alive_ns: Nanoseconds
+
+
+class Rate(Message):
+    """Best bid and ask of a pair of two kinds of cash (`USDT-USD`) on one exchange.
+
+    Repeated about every second while live: `received_ns` is then its proof of life. In any other state the
+    prices are the last ones known, 0 if there were none, and must not be used.
+    """
+
+    kind: Literal["rate"] = "rate"
+    v: Literal[1] = 1
+    exchange: str
+    symbol: str
+    sequence: int
+    received_ns: Nanoseconds
+    exchange_ns: Nanoseconds | None
+    bid: float
+    ask: float
+    state: BookState
+
+
+class Leg(Message):
+    """One side of a gap. `vwap` and `limit` are None where no size is executable.
+
+    `limit` is the worst price touched: the limit price of the order. `bids` and `asks` are the top of the book.
+    """
+
+    exchange: str
+    symbol: str
+    vwap: Money | None
+    limit: Money | None
+    fee_bps: Money
+    levels: int
+    alive_age_ms: int
+    book_age_ms: int
+    bids: list[Level]
+    asks: list[Level]
+
+
+class RateUsed(Message):
+    """A conversion that a verdict rests on: `ask` to obtain the quote currency, `bid` to give it away."""
+
+    symbol: str
+    exchange: str
+    side: Literal["bid", "ask"]
+    price: Money
+    age_ms: int
+
+
+class Context(Message):
+    """What the books and trades of the last minute look like, computed by us. None where there is no data."""
+
+    volatility_bps_1m: Money | None = None
+    trades_1m: int = 0
+    buy_share_1m: Money | None = None
+    imbalance_buy: Money | None = None
+    imbalance_sell: Money | None = None
+
+
+class Opportunity(Message):
+    """A gap that pays after depth, fees and conversion. `size` in base; `net_bps` of the cost at that size."""
+
+    kind: Literal["opportunity"] = "opportunity"
+    v: Literal[1] = 1
+    opportunity_id: str
+    phase: Phase
+    base: str
+    route: Route = "direct"
+    buy: Leg
+    sell: Leg
+    rates: list[RateUsed]
+    size: Money
+    notional_usd: Money
+    profit_usd: Money
+    naive_bps: Money
+    net_bps: Money
+    closed_loop_bps: Money
+    depth_limited: bool
+    opened_ns: Nanoseconds
+    detected_ns: Nanoseconds
+    expires_ns: Nanoseconds
+    peak_net_bps: Money
+    close_reason: str | None = None
+    context: Context = Context()
+
+
+class Rejection(Message):
+    """A gross crossing and why it is not an opportunity. `net_bps` is None where no rate is known."""
+
+    kind: Literal["rejection"] = "rejection"
+    v: Literal[1] = 1
+    rejection_id: str
+    phase: Phase
+    base: str
+    route: Route = "direct"
+    buy: Leg
+    sell: Leg
+    rates: list[RateUsed] = []
+    size: Money = Decimal(0)
+    naive_bps: Money
+    net_bps: Money | None
+    closed_loop_bps: Money | None = None
+    reasons: list[Reason]
+    opened_ns: Nanoseconds
+    detected_ns: Nanoseconds
+    best_net_bps: Money | None
+    close_reason: str | None = None
+
+
+class RoleAnswer(BaseModel):
+    """What every role must answer, exactly. Strict: a model's `"0.9"` or `true` for a number is no answer.
+
+    Attributes:
+        p_edge: Probability that both legs still pay after fees at the horizon.
+        view: Sentiment's direction; other roles answer "hold".
+        veto: Honoured for the risk role only.
+        volatility: The volatility role's estimate, 0 calm to 1 wild; other roles answer 0.
+        code: "UNSURE" is an abstention.
+        note: For people; no decision rests on it.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, hide_input_in_errors=True)
+
+    p_edge: float = Field(ge=0, le=1)
+    view: Literal["buy", "sell", "hold"]
+    veto: bool
+    volatility: float = Field(ge=0, le=1)
+    code: Literal["OK", "STALE", "THIN", "EVENT", "FEES", "TRANSFER", "UNSURE"]
+    note: str = Field(max_length=120)
+
+
+class Tokens(Message):
+    """Token counts as reported, clamped to what was reserved: providers' numbers are untrusted."""
+
+    input: int = Field(alias="in", default=0)
+    cached: int = 0
+    out: int = 0
+
+    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True, serialize_by_alias=True)
+
+
+class RoleRecord(Message):
+    """What one role did for one decision: its answer, or (`outcome` not `ok` or `slow`) why it abstained."""
+
+    role: Role
+    provider: str
+    model_asked: str
+    model_reported: str | None = None
+    fingerprint: str | None = None
+    outcome: str
+    http: int | None = None
+    request_id: str | None = None
+    latency_ms: int = 0
+    tokens: Tokens = Tokens()
+    cost_usd: Money = Decimal(0)
+    answer: RoleAnswer | None = None
+    prompt_version: str
+    prompt_sha256: str
+    raw_sha256: str | None = None
+
+
+class Score(Message):
+    """Score interval in thousandths: worst and best case over what is unknown, and what is needed."""
+
+    low: int
+    high: int
+    threshold: int
+
+
+class Rules(Message):
+    """What the rules said before (and after) the models were asked."""
+
+    result: Literal["pass", "hold", "reject"]
+    codes: list[str]
+
+
+class Panel(Message):
+    """One run of the panel: which version of roles, prompts and weights; time allowed, taken; what it cost."""
+
+    version: str
+    deadline_ms: int
+    elapsed_ms: int
+    cost_usd: Money
+
+
+class Decision(Message):
+    """The answer to one opportunity: what to do, and every step that led there."""
+
+    kind: Literal["decision"] = "decision"
+    v: Literal[1] = 1
+    decision_id: str
+    opportunity_id: str
+    base: str
+    outcome: Outcome
+    mode: Mode
+    reason: str
+    score: Score
+    p_edge: float | None
+    p_low: float
+    rules: Rules
+    roles: list[RoleRecord]
+    panel: Panel
+    buy: Leg
+    sell: Leg
+    size: Money
+    net_bps: Money
+    profit_usd: Money
+    detected_ns: Nanoseconds
+    decided_ns: Nanoseconds
+    expires_ns: Nanoseconds
+
+
+AnyMessage = Annotated[Book | Trade | Health | Rate | Opportunity | Rejection | Decision, Field(discriminator="kind")]
+MODELS: dict[str, type[Message]] = {
+    "book": Book,
+    "trade": Trade,
+    "health": Health,
+    "rate": Rate,
+    "opportunity": Opportunity,
+    "rejection": Rejection,
+    "decision": Decision,
+}
+_ADAPTER: TypeAdapter[AnyMessage] = TypeAdapter(AnyMessage)
+
+
+def decode(value: bytes | None) -> AnyMessage:
+    """The message in a record's value, validated in full.
+
+    Raises:
+        UndecodableRecord: not JSON, an unknown kind or version, or a field missing or wrong; names the field.
+    """
+    if not value:
+        raise UndecodableRecord("empty record")
+    try:
+        return _ADAPTER.validate_json(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UndecodableRecord(f"{where}: {first['msg']}" if where else first["msg"]) from None
+
+
+def loads(value: bytes | None) -> dict[str, Any]:
+    """The message as a plain dict, only checked to be a JSON object with a `kind`: the hot path's reader.
+
+    Raises:
+        UndecodableRecord: it is not.
+    """
+    try:
+        message = orjson.loads(value or b"")
+    except orjson.JSONDecodeError as error:
+        raise UndecodableRecord(str(error)) from None
+    if not isinstance(message, dict) or "kind" not in message:
+        raise UndecodableRecord("not a JSON object with a kind")
+    return message
+
+
+def book_value(
+    exchange: str,
+    symbol: str,
+    sequence: int,
+    received_ns: int,
+    exchange_ns: int | None,
+    bids: Sequence[Sequence[float]],
+    asks: Sequence[Sequence[float]],
+) -> bytes:
+    """A `book` message; levels best first."""
+    return orjson.dumps(
+        {
+            "kind": "book",
+            "v": 1,
+            "exchange": exchange,
+            "symbol": symbol,
+            "sequence": sequence,
+            "received_ns": received_ns,
+            "exchange_ns": exchange_ns,
+            "bids": bids,
+            "asks": asks,
+        }
+    )
+
+
+def trade_value(
+    exchange: str,
+    symbol: str,
+    sequence: int,
+    received_ns: int,
+    exchange_ns: int | None,
+    price: float,
+    size: float,
+    taker_side: str | None,
+    trade_id: str,
+) -> bytes:
+    """A `trade` message."""
+    return orjson.dumps(
+        {
+            "kind": "trade",
+            "v": 1,
+            "exchange": exchange,
+            "symbol": symbol,
+            "sequence": sequence,
+            "received_ns": received_ns,
+            "exchange_ns": exchange_ns,
+            "price": price,
+            "size": size,
+            "taker_side": taker_side,
+            "trade_id": trade_id,
+        }
+    )
+
+
+def health_value(
+    exchange: str,
+    symbol: str,
+    sequence: int,
+    received_ns: int,
+    state: str,
+    reason: str | None,
+    since_ns: int,
+    alive_ns: int,
+) -> bytes:
+    """A `health` message."""
+    return orjson.dumps(
+        {
+            "kind": "health",
+            "v": 1,
+            "exchange": exchange,
+            "symbol": symbol,
+            "sequence": sequence,
+            "received_ns": received_ns,
+            "state": state,
+            "reason": reason,
+            "since_ns": since_ns,
+            "alive_ns": alive_ns,
+        }
+    )
+
+
+def rate_value(
+    exchange: str,
+    symbol: str,
+    sequence: int,
+    received_ns: int,
+    exchange_ns: int | None,
+    bid: float,
+    ask: float,
+    state: str,
+) -> bytes:
+    """A `rate` message."""
+    return orjson.dumps(
+        {
+            "kind": "rate",
+            "v": 1,
+            "exchange": exchange,
+            "symbol": symbol,
+            "sequence": sequence,
+            "received_ns": received_ns,
+            "exchange_ns": exchange_ns,
+            "bid": bid,
+            "ask": ask,
+            "state": state,
+        }
+    )

@@ -1,0 +1,30 @@
+"""Every metric, in one place, with its unit and meaning. Served on `/metrics` where a port is set."""
+
+from prometheus_client import Counter, Gauge, Histogram
+
+_LATENCY_MS = (0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
+
+# Kafka
+TICKS_DROPPED = Counter("arb_ticks_dropped_total", "Ticks given up because Kafka was slow", ["topic", "reason"])
+EVENTS_LOST = Counter("arb_events_lost_total", "Events that Kafka did not take in time", ["topic"])
+DEAD_LETTERS = Counter("arb_dead_letters_total", "Records put on a dead-letter topic", ["topic", "stage"])
+
+# Collector
+FRAMES = Counter("arb_frames_total", "Frames received", ["exchange"])
+TICKS = Counter("arb_ticks_total", "Messages published", ["exchange", "kind"])
+BOOK_STATE = Gauge("arb_book_live", "1 while the book is live", ["exchange", "symbol"])
+BOOK_CHANGES = Counter("arb_book_state_changes_total", "Changes of a book's state", ["exchange", "state"])
+RECONNECTS = Counter("arb_reconnects_total", "Connections made again", ["exchange", "reason"])
+
+# Detector
+TICKS_READ = Counter("arb_ticks_read_total", "Ticks taken in", ["kind"])
+TICKS_OLD = Counter("arb_ticks_old_total", "Ticks not newer than the one held", ["exchange"])
+OPPORTUNITIES = Counter("arb_opportunities_total", "Opportunities by phase", ["phase"])
+REJECTIONS = Counter("arb_rejections_total", "Rejections opened, by first reason", ["reason"])
+TICK_AGE_MS = Histogram("arb_tick_age_ms", "Age of a tick when the detector takes it in (ms)", buckets=_LATENCY_MS)
+
+# Decider
+DECISIONS = Counter("arb_decisions_total", "Decisions", ["outcome", "mode"])
+MODEL_CALLS = Counter("arb_model_calls_total", "Calls of models", ["provider", "role", "outcome"])
+MODEL_LATENCY_MS = Histogram("arb_model_latency_ms", "Time of a model call (ms)", ["provider"], buckets=_LATENCY_MS)
+MODEL_COST_USD = Counter("arb_model_cost_usd_total", "Cost of model calls (USD)", ["provider"])

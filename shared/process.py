@@ -1,0 +1,59 @@
+"""What every service's process does alike: logging, signals, the last words of an error."""
+
+import asyncio
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Callable, Coroutine
+from typing import Any, NoReturn
+
+import structlog
+
+from shared.errors import ArbiterError
+from shared.settings import LogSettings
+
+
+def setup_logging(settings: LogSettings) -> None:
+    """Log to standard error, as text or one JSON object a line; standard output is for data."""
+    renderer: Any = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    if settings.json_lines:
+        renderer = structlog.processors.JSONRenderer()
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[settings.level.upper()]),
+        logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+
+
+def run_async(main: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> None:
+    """Run `main(stop)` on a new event loop; SIGTERM and SIGINT set `stop`, and `main` ends in its own order."""
+
+    async def with_signals() -> None:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        await main(stop)
+
+    asyncio.run(with_signals())
+
+
+def stop_on_signal() -> threading.Event:
+    """An event that SIGTERM and SIGINT set: for services that are a plain thread loop."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
+
+
+def fail(error: ArbiterError) -> NoReturn:
+    """End the process with the error's one line on standard error and its exit code."""
+    print(f"arb: {error}", file=sys.stderr)  # noqa: T201  # the last words of a command are not a log line
+    sys.exit(error.exit_code)

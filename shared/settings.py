@@ -1,0 +1,303 @@
+"""Settings: `deploy/arb.toml` (defaults) < the user's `arb.toml` < `ARB_*` variables, into one frozen model.
+
+Read once where a service starts, then passed on as values. Unknown names and impossible values stop the start
+with the name of the setting and what is allowed. Keys of models come from variables or secret files only.
+"""
+
+import datetime
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from shared import symbols
+from shared.errors import SettingsError, UnknownExchange
+
+PREFIX = "ARB_"
+NOT_SETTINGS = ("ARB_CONFIG", "ARB_TEST_BROKER", "ARB_CACHE_DIR")
+"""Variables of ours that are read elsewhere: settings file, the tests' broker, cache folder."""
+
+Bps = Annotated[Decimal, Field(ge=-10_000, le=100_000)]
+Usd = Annotated[Decimal, Field(ge=0)]
+Ms = Annotated[int, Field(ge=0, le=86_400_000)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, allow_inf_nan=False)
+
+
+class KafkaSettings(_Section):
+    """`options` are librdkafka's own names and go to every client as they stand."""
+
+    servers: str = Field(min_length=1)
+    options: dict[str, str | int | float | bool] = {}
+
+
+class LogSettings(_Section):
+    level: Literal["debug", "info", "warning", "error"]
+    json_lines: bool = Field(alias="json")
+
+
+class CollectorSettings(_Section):
+    levels: int = Field(ge=1, le=100)
+    max_silence_ms: Ms
+    first_data_s: float = Field(gt=0)
+    connect_s: float = Field(gt=0)
+    backoff_max_s: float = Field(gt=0)
+    cache_dir: str
+
+
+class Fee(_Section):
+    """One dated line of a fee schedule; `symbol` None: for every pair of the exchange."""
+
+    valid_from: datetime.date
+    taker_bps: Bps
+    symbol: str | None = None
+
+
+class ExchangeSettings(_Section):
+    """Where an exchange is, what to watch there, and what trading there costs."""
+
+    enabled: bool = True
+    ws_url: str = Field(pattern=r"^wss?://")
+    rest_url: str = Field(pattern=r"^https?://")
+    symbols: tuple[str, ...]
+    book_depth: int = Field(ge=0)
+    fees: tuple[Fee, ...]
+    min_notional_usd: Usd
+    lot_step: Decimal = Field(gt=0)
+
+    @model_validator(mode="after")
+    def _canonical(self) -> "ExchangeSettings":
+        for symbol in self.symbols:
+            if not symbols.is_canonical(symbol):
+                raise ValueError(f"symbols: {symbol!r} is not of the form BASE-QUOTE, such as BTC-USDT")
+        if len(set(self.symbols)) != len(self.symbols):
+            raise ValueError("symbols: a symbol stands twice")
+        return self
+
+
+class DetectorSettings(_Section):
+    open_net_bps: Bps
+    close_net_bps: Bps
+    persistence_ms: Ms
+    max_notional_usd: Usd
+    max_silence_ms: Ms
+    max_book_age_ms: Ms
+    max_skew_ms: Ms
+    sanity_cap_bps: Bps
+    update_bps: Bps
+    update_min_ms: Ms
+    update_max_ms: Ms
+    expires_ms: Ms
+    rejection_linger_ms: Ms
+    rate_exchanges: tuple[str, ...]
+    not_the_same: tuple[str, ...]
+
+    @model_validator(mode="after")
+    def _hysteresis(self) -> "DetectorSettings":
+        if self.close_net_bps > self.open_net_bps:
+            raise ValueError("close_net_bps must not be above open_net_bps")
+        return self
+
+
+class DeciderSettings(_Section):
+    panel_deadline_ms: Ms
+    publish_margin_ms: Ms
+    min_useful_ms: Ms
+    max_age_ms: Ms
+    max_silence_ms: Ms
+    max_panels_in_flight: int = Field(ge=1, le=64)
+    rules_only_may_execute: bool
+    threshold: int = Field(ge=0, le=1000)
+    p_edge_min: float = Field(ge=0, le=1)
+    min_net_bps: Bps
+    max_skew_ms: Ms
+    max_call_usd: Usd
+    max_opportunity_usd: Usd
+    max_minute_usd: Usd
+    max_day_usd: Usd
+
+
+class ProviderSettings(_Section):
+    """An OpenAI-compatible endpoint and where its key is found."""
+
+    base_url: str = Field(pattern=r"^https?://")
+    api_key_env: str = Field(min_length=1)
+    api_key_file: Path | None = None
+
+    def api_key(self, environ: Mapping[str, str]) -> SecretStr | None:
+        """The key, from the secret file if one is named, else from the variable; None if there is none.
+
+        Raises:
+            SettingsError: the file cannot be read or is empty.
+        """
+        if self.api_key_file is not None:
+            try:
+                text = self.api_key_file.read_text().strip()
+            except OSError as error:
+                raise SettingsError(f"api_key_file: {error}") from None
+            if not text:
+                raise SettingsError(f"api_key_file: {self.api_key_file} is empty")
+        else:
+            text = environ.get(self.api_key_env, "").strip()
+        return SecretStr(text) if text else None
+
+
+class RoleSettings(_Section):
+    provider: str
+    model: str
+
+
+class ModelSettings(_Section):
+    """What a model can do and costs; prices in USD per million tokens."""
+
+    structured: Literal["json_schema", "json_object"]
+    token_param: Literal["max_tokens", "max_completion_tokens"]
+    request: dict[str, Any] = {}
+    max_out: int = Field(ge=16, le=4096)
+    price_in: Usd
+    price_cached: Usd
+    price_out: Usd
+    shutdown_date: datetime.date | None = None
+
+
+class Settings(BaseSettings):
+    """Everything that can be set. Build it with `load`."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+        hide_input_in_errors=True,
+        env_prefix=PREFIX,
+        env_nested_delimiter="_",
+        env_nested_max_split=1,
+    )
+
+    kafka: KafkaSettings
+    log: LogSettings
+    collector: CollectorSettings
+    exchanges: dict[str, ExchangeSettings]
+    detector: DetectorSettings
+    decider: DeciderSettings
+    providers: dict[str, ProviderSettings]
+    roles: dict[Literal["sentiment", "risk", "volatility"], RoleSettings]
+    models: dict[str, ModelSettings]
+
+    @model_validator(mode="after")
+    def _references(self) -> "Settings":
+        for role, chosen in self.roles.items():
+            if chosen.provider not in self.providers:
+                raise ValueError(f"roles.{role}.provider: no provider {chosen.provider!r} in [providers]")
+            if chosen.model not in self.models:
+                raise ValueError(f"roles.{role}.model: no model {chosen.model!r} in [models]")
+        return self
+
+    def exchange(self, name: str) -> ExchangeSettings:
+        """Settings of one exchange.
+
+        Raises:
+            UnknownExchange: there is no such exchange.
+        """
+        if name not in self.exchanges:
+            raise UnknownExchange(name, tuple(self.exchanges))
+        return self.exchanges[name]
+
+    def enabled_exchanges(self) -> dict[str, ExchangeSettings]:
+        """Those that are switched on, in the order of the file."""
+        return {name: exchange for name, exchange in self.exchanges.items() if exchange.enabled}
+
+
+def default_file() -> Path:
+    """The file of defaults: beside this module in a wheel, in `deploy/` in a checkout."""
+    packaged = Path(__file__).with_name("arb.toml")
+    return packaged if packaged.exists() else Path(__file__).parents[1] / "deploy" / "arb.toml"
+
+
+def cache_dir(environ: Mapping[str, str] = os.environ) -> Path:
+    """Where what was fetched once is kept (jars, metadata): ARB_CACHE_DIR, else the user's cache folder."""
+    if chosen := environ.get("ARB_CACHE_DIR"):
+        return Path(chosen)
+    return Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "arbiter"
+
+
+def load(file: Path | None = None) -> Settings:
+    """Settings from the defaults, `file` (else ARB_CONFIG, else ./arb.toml if there) and the variables.
+
+    Raises:
+        SettingsError: names the setting, what is wrong with it and, where it is a choice, what is allowed.
+    """
+    if file is None and (named := os.environ.get("ARB_CONFIG")):
+        file = Path(named)
+    if file is None and Path("arb.toml").exists():
+        file = Path("arb.toml")
+    if file is not None and not file.exists():
+        raise SettingsError(f"settings file {file} does not exist")
+    files = [default_file()] if file is None else [default_file(), file]
+    for path in files:
+        try:
+            tomllib.loads(path.read_text())
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise SettingsError(f"{path}: {error}") from None
+    _refuse_unknown_variables(os.environ)
+
+    class Loaded(Settings):
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+            file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            tomls = [TomlConfigSettingsSource(settings_cls, toml_file=path) for path in reversed(files)]
+            return (init_settings, env_settings, *tomls)
+
+    try:
+        return Loaded()  # type: ignore[call-arg]  # every field comes from the files and variables
+    except ValidationError as error:
+        raise SettingsError(_one_line(error)) from None
+    except Exception as error:  # pydantic-settings wraps a JSON error of a variable in its own class
+        if type(error).__name__ == "SettingsError":
+            raise SettingsError(f"{error} (a table in a variable is JSON)") from None
+        raise
+
+
+def _refuse_unknown_variables(environ: Mapping[str, str]) -> None:
+    for name in environ:
+        if not name.upper().startswith(PREFIX) or name in NOT_SETTINGS:
+            continue
+        section, _, setting = name[len(PREFIX) :].lower().partition("_")
+        known = Settings.model_fields.get(section)
+        if known is None:
+            raise SettingsError(f"{name}: no settings table {section!r}; there are {', '.join(_sections())}")
+        table = known.annotation
+        if isinstance(table, type) and issubclass(table, BaseModel):
+            names = [field.alias or key for key, field in table.model_fields.items()]
+            if setting and setting not in names:
+                raise SettingsError(f"{name}: no setting {section}.{setting}; there are {', '.join(names)}")
+
+
+def _sections() -> list[str]:
+    return list(Settings.model_fields)
+
+
+def _one_line(error: ValidationError) -> str:
+    problems = []
+    for item in error.errors(include_url=False, include_input=False):
+        where = ".".join(str(part) for part in item["loc"])
+        words = "no such setting" if item["type"] == "extra_forbidden" else re.sub(r"^Value error, ", "", item["msg"])
+        problems.append(f"{where}: {words}" if where else words)
+    return "; ".join(problems)
