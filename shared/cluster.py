@@ -48,6 +48,20 @@ def wait_for_brokers(settings: KafkaSettings, count: int = 1, timeout_s: float =
         time.sleep(0.1)  # polling a broker that is coming up: there is no event to wait for
 
 
+def require_topics(settings: KafkaSettings, names: Iterable[str], timeout_s: float = 10.0) -> None:
+    """Fail now, with a clear line, if Kafka does not answer or a topic is missing.
+
+    Raises:
+        BrokerUnavailable: no broker answers.
+        TopicMismatch: names the missing topics.
+    """
+    wait_for_brokers(settings, timeout_s=timeout_s)
+    known = admin(settings).list_topics(timeout=timeout_s).topics
+    missing = [name for name in names if name not in known]
+    if missing:
+        raise TopicMismatch(f"no topic {', '.join(missing)}; create the topics with `arb topics apply`")
+
+
 def check_topics(settings: KafkaSettings, topics: Iterable[Topic] = TOPICS, timeout_s: float = 10.0) -> list[Finding]:
     """What differs between the cluster and the table; empty if nothing.
 

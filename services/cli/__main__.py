@@ -1,0 +1,272 @@
+"""The `arb` command. Every command has --help; exit codes: 0 done, 1 the answer is no, 2 wrong usage, setting or
+input, 3 something outside is missing (a broker, a program)."""
+
+import asyncio
+import contextlib
+import sys
+from collections.abc import Iterator
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import orjson
+import typer
+from rich.console import Console
+
+from services.cli import output
+from shared import cluster, process, settings
+from shared.errors import ArbiterError
+
+app = typer.Typer(
+    help="Arbiter watches the same coins on several exchanges, finds price gaps that still pay after depth, fees and "
+    "conversion, asks a panel of language models about each, and publishes an explained decision. It places no orders.",
+    epilog="Exit codes: 0 done, 1 the answer is no, 2 wrong usage, setting or input, 3 something outside is missing.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+topics_app = typer.Typer(help="The topics of the cluster: create them, compare them.", no_args_is_help=True)
+app.add_typer(topics_app, name="topics")
+
+Config = Annotated[
+    Path | None, typer.Option("--config", help="Settings file; default: ARB_CONFIG, else ./arb.toml, else defaults.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+
+stdout = Console(soft_wrap=True, highlight=False)
+stderr = Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+def main() -> None:
+    """Run `arb`; an error of ours ends it with one line and its exit code."""
+    try:
+        app()
+    except ArbiterError as error:
+        process.fail(error)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of our output has gone (`arb watch | head`)
+        with contextlib.suppress(OSError):
+            sys.stdout.close()
+        sys.exit(0)
+
+
+def _load(config: Path | None) -> settings.Settings:
+    loaded = settings.load(config)
+    process.setup_logging(loaded.log)
+    return loaded
+
+
+# ---------------------------------------------------------------- services
+
+
+@app.command()
+def collect(
+    exchange: Annotated[str, typer.Argument(help="Exchange, as in the settings: binance, coinbase, kraken.")],
+    config: Config = None,
+) -> None:
+    """Follow one exchange: verified books, trades and health to its tick topic. Until SIGTERM or Ctrl-C."""
+    from services.collector.__main__ import main as run  # services are heavy imports: only the one that runs
+
+    run(_load(config), exchange)
+
+
+@app.command()
+def detect(config: Config = None) -> None:
+    """Compare the books of each coin: opportunities and rejections. Until SIGTERM or Ctrl-C."""
+    from services.detector.__main__ import main as run
+
+    run(_load(config))
+
+
+@app.command()
+def decide(config: Config = None) -> None:
+    """Judge each opportunity by rules and a panel of models: decisions. Until SIGTERM or Ctrl-C."""
+    from services.decider.__main__ import main as run
+
+    run(_load(config))
+
+
+@app.command()
+def simulate(
+    seed: Annotated[int, typer.Option(help="Seed of the generated market.")] = 1,
+    capture: Annotated[list[Path] | None, typer.Option(help="Replay captured frames (may be repeated).")] = None,
+    speed: Annotated[float, typer.Option(help="Speed of a replay; 1 is the original timing.", min=0.01)] = 1.0,
+    loop: Annotated[bool, typer.Option("--loop/--once", help="Replay again and again, or once.")] = False,
+    rate: Annotated[float, typer.Option(help="Generated updates a second for each book.", min=0.1, max=200)] = 5.0,
+    truth: Annotated[Path | None, typer.Option(help="Write the gaps that are really there to this file.")] = None,
+    model_faults: Annotated[
+        float, typer.Option(help="Share of model calls that fail, are late or wrong.", min=0, max=1)
+    ] = 0.04,
+    port: Annotated[
+        list[str] | None, typer.Option(help="NAME=PORT, such as kraken=9001 or models=9100; default: free ports.")
+    ] = None,
+    config: Config = None,
+) -> None:
+    """Stand in for the exchanges and the models, in their own protocols, on the loopback interface.
+
+    Prints one JSON line with the addresses when it is ready: put them into the settings
+    (ARB_EXCHANGES_KRAKEN='{"ws_url": "..."}'). Without --capture it generates books and opens gaps.
+    """
+    from services.simulator.__main__ import Options
+    from services.simulator.__main__ import main as run
+
+    ports = dict(output.name_and_port(text) for text in port or [])
+    options = Options(
+        seed=seed,
+        capture=tuple(capture or ()),
+        speed=speed,
+        loop=loop,
+        rate=rate,
+        truth=truth,
+        model_faults=model_faults,
+        ports=ports,
+    )
+    run(_load(config), options)
+
+
+@app.command()
+def demo(
+    seconds: Annotated[float | None, typer.Option(help="End after so many seconds; default: until Ctrl-C.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the simulated market.")] = 1,
+    live: Annotated[bool, typer.Option("--live", help="The exchanges' public feeds instead of the simulator.")] = False,
+    broker: Annotated[str | None, typer.Option(help="Force a broker: external, jars, docker or mock.")] = None,
+    keep_logs: Annotated[Path | None, typer.Option(help="Folder for the services' logs.")] = None,
+    as_json: AsJson = False,
+    config: Config = None,
+) -> None:
+    """Everything on this machine: broker, exchanges, collectors, detector, decider, and a live screen.
+
+    Needs no keys, no Docker and no network (except --live). Ends 1 if a service failed.
+    """
+    from services.cli.demo import run
+
+    loaded = settings.load(config)
+    report = run(loaded, seconds=seconds, seed=seed, live=live, broker_kind=broker, logs=keep_logs, as_json=as_json)
+    if as_json:
+        print(orjson.dumps(report.as_dict(), option=orjson.OPT_INDENT_2).decode())  # noqa: T201
+    raise typer.Exit(1 if report.failures else 0)
+
+
+# ---------------------------------------------------------------- topics
+
+
+@topics_app.command("apply")
+def topics_apply(
+    brokers: Annotated[int, typer.Option(help="Wait until the cluster has so many brokers.", min=1)] = 1,
+    wait_s: Annotated[float, typer.Option(help="How long to wait for them.", min=1)] = 30.0,
+    config: Config = None,
+) -> None:
+    """Create missing topics and put their settings right. Never changes a number of partitions."""
+    changes = cluster.apply_topics(_load(config).kafka, brokers=brokers, timeout_s=wait_s)
+    for line in changes or ["nothing to do: all topics are as they must be"]:
+        stdout.print(line)
+
+
+@topics_app.command("check")
+def topics_check(as_json: AsJson = False, config: Config = None) -> None:
+    """Compare the cluster's topics with the table. Ends 1 if something differs."""
+    findings = cluster.check_topics(_load(config).kafka)
+    if as_json:
+        print(orjson.dumps([{"topic": f.topic, "problem": f.problem} for f in findings]).decode())  # noqa: T201
+    else:
+        for finding in findings:
+            cure = "`arb topics apply` mends it" if finding.mendable else "delete it and run `arb topics apply`"
+            stdout.print(f"{finding.topic} {finding.problem}: {cure}")
+        if not findings:
+            stdout.print("all topics are as they must be")
+    raise typer.Exit(1 if findings else 0)
+
+
+# ---------------------------------------------------------------- looking
+
+
+class Watched(StrEnum):
+    """What `arb watch` follows."""
+
+    OPPORTUNITIES = "opportunities"
+    REJECTIONS = "rejections"
+    DECISIONS = "decisions"
+    HEALTH = "health"
+
+
+@app.command()
+def watch(
+    what: Annotated[list[Watched] | None, typer.Argument(help="One or more; default: decisions.")] = None,
+    since: Annotated[float | None, typer.Option(help="Begin with the last so many seconds.", min=0)] = None,
+    seconds: Annotated[float | None, typer.Option(help="End after so many seconds.", min=0)] = None,
+    as_json: AsJson = False,
+    config: Config = None,
+) -> None:
+    """Follow what is published, one line a message. Until Ctrl-C."""
+    from services.cli.watch import follow
+
+    chosen = [item.value for item in what or [Watched.DECISIONS]]
+    loaded = _load(config)
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(follow(loaded.kafka, chosen, since, seconds, as_json, stdout))
+
+
+# ---------------------------------------------------------------- one file, one case
+
+
+@app.command()
+def verify(
+    exchange: Annotated[str, typer.Argument(help="Exchange whose protocol the file speaks.")],
+    file: Annotated[Path, typer.Argument(help="Captured frames, one JSON object a line; plain or .gz.")],
+    as_json: AsJson = False,
+) -> None:
+    """Run a recording through the collector's adapter: are the books right?
+
+    Needs no network and no settings. Ends 0 if every book verified, 1 if not, 2 for a file that cannot be read.
+    """
+    from services.collector.verify import ok
+    from services.collector.verify import verify as run
+
+    with _quiet():
+        report = run(exchange, file)
+    if as_json:
+        print(orjson.dumps(report).decode())  # noqa: T201
+    else:
+        output.print_verification(stdout, report)
+    raise typer.Exit(0 if ok(report) else 1)
+
+
+@app.command()
+def evaluate(as_json: AsJson = False) -> None:
+    """Read one case (JSON) from standard input: what would this pair of books be worth?
+
+    {"base": "BTC", "buy": {"exchange", "symbol", "asks": [[price, size], ...]}, "sell": {"exchange", "symbol",
+    "bids": [...]}} and optionally "fees_bps": {"buy", "sell"}, "rates": {"USDT-USD": {"bid", "ask"}}, "lot_step":
+    {"buy", "sell"}, "min_notional", "max_notional". What is left out does not limit. Money is in USD.
+    Ends 0 if it pays, 1 if it does not, 2 for a case that cannot be read.
+    """
+    from services.detector.evaluate import evaluate_case
+
+    case = output.read_case(sys.stdin.buffer.read())
+    result = evaluate_case(case)
+    if as_json:
+        print(orjson.dumps(result).decode())  # noqa: T201
+    else:
+        output.print_evaluation(stdout, result)
+    raise typer.Exit(0 if result["verdict"] == "open" else 1)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the log lines of a service: the report says it all."""
+    import logging
+
+    import structlog
+
+    before = structlog.get_config()["wrapper_class"]
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    try:
+        yield
+    finally:
+        structlog.configure(wrapper_class=before)
+
+
+if __name__ == "__main__":
+    main()

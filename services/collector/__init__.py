@@ -1,0 +1,1 @@
+"""Collector: one exchange's protocol in, verified books, trades and health out."""

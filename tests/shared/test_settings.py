@@ -1,0 +1,118 @@
+"""Settings: what is merged, what is refused, and in which words."""
+
+import datetime
+import os
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from shared import fees, settings
+from shared.errors import SettingsError, UnknownExchange
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in list(os.environ):
+        if name.startswith("ARB_"):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_the_defaults_are_complete() -> None:
+    loaded = settings.load()
+    assert set(loaded.exchanges) == {"binance", "coinbase", "kraken"}
+    assert loaded.detector.open_net_bps == Decimal(5)
+
+
+def test_a_variable_overrides_the_file_which_overrides_the_defaults(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "arb.toml").write_text('[detector]\nopen_net_bps = "7"\npersistence_ms = 250\n')
+    monkeypatch.setenv("ARB_DETECTOR_OPEN_NET_BPS", "9")
+    loaded = settings.load()
+    assert (loaded.detector.open_net_bps, loaded.detector.persistence_ms) == (Decimal(9), 250)
+    assert loaded.detector.sanity_cap_bps == Decimal(200)
+
+
+def test_a_table_in_a_variable_is_merged(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ARB_EXCHANGES_KRAKEN", '{"ws_url": "ws://127.0.0.1:9/v2"}')
+    kraken = settings.load().exchanges["kraken"]
+    assert kraken.ws_url == "ws://127.0.0.1:9/v2"
+    assert "BTC-USD" in kraken.symbols
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("ARB_DETECTOR_OPEN_BPS", "5", "no setting detector.open_bps; there are open_net_bps"),
+        ("ARB_NOPE", "5", "no settings table 'nope'; there are kafka"),
+        ("ARB_LOG_LEVEL", "loud", "log.level: Input should be 'debug', 'info', 'warning' or 'error'"),
+        ("ARB_DETECTOR_OPEN_NET_BPS", "much", "detector.open_net_bps"),
+        ("ARB_DETECTOR_CLOSE_NET_BPS", "50", "close_net_bps must not be above open_net_bps"),
+        ("ARB_EXCHANGES_KRAKEN", '{"ws_url": "http://h"}', "exchanges.kraken.ws_url"),
+        ("ARB_EXCHANGES_KRAKEN", '{"symbols": ["BTCUSD"]}', "'BTCUSD' is not of the form BASE-QUOTE"),
+        ("ARB_EXCHANGES_KRAKEN", '{"symbols": ["BTC-USD", "BTC-USD"]}', "a symbol stands twice"),
+        ("ARB_EXCHANGES_KRAKEN", '{"colour": 1}', "exchanges.kraken.colour: no such setting"),
+        ("ARB_ROLES_RISK", '{"provider": "nobody"}', "no provider 'nobody' in [providers]"),
+        ("ARB_ROLES_RISK", '{"model": "none"}', "no model 'none' in [models]"),
+        ("ARB_CONFIG", "missing.toml", "settings file missing.toml does not exist"),
+    ],
+)
+def test_a_wrong_setting_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str, words: str) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError) as caught:
+        settings.load()
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_broken_file_is_named_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "arb.toml").write_text("[detector]\nopen_net_bps =\n")
+    with pytest.raises(SettingsError, match=r"arb\.toml: .*line 2"):
+        settings.load()
+
+
+def test_an_unknown_exchange_is_named_with_those_that_exist() -> None:
+    with pytest.raises(UnknownExchange, match="unknown exchange 'mtgox'; known: binance, coinbase, kraken"):
+        settings.load().exchange("mtgox")
+
+
+def test_a_key_comes_from_its_variable_and_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-planted")
+    loaded = settings.load()
+    key = loaded.providers["openai"].api_key(os.environ)
+    assert key is not None
+    assert key.get_secret_value() == "sk-planted"
+    assert "sk-planted" not in repr(key) + repr(loaded)
+
+
+def test_a_key_comes_from_a_secret_file_if_one_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("sk-from-file\n")
+    monkeypatch.setenv("ARB_PROVIDERS_OPENAI", f'{{"api_key_file": "{tmp_path}/key"}}')
+    key = settings.load().providers["openai"].api_key({})
+    assert key is not None
+    assert key.get_secret_value() == "sk-from-file"
+
+
+@pytest.mark.parametrize("content", [None, "", " \n"])
+def test_a_missing_or_empty_secret_file_is_an_error(tmp_path: Path, content: str | None) -> None:
+    file = tmp_path / "key"
+    if content is not None:
+        file.write_text(content)
+    provider = settings.ProviderSettings(base_url="http://h", api_key_env="X", api_key_file=file)
+    with pytest.raises(SettingsError, match="api_key_file"):
+        provider.api_key({})
+
+
+def test_the_latest_valid_fee_counts_and_a_pair_of_its_own_wins() -> None:
+    schedule = [
+        settings.Fee(valid_from=datetime.date(2026, 1, 1), taker_bps=Decimal(40)),
+        settings.Fee(valid_from=datetime.date(2026, 7, 1), taker_bps=Decimal(80)),
+        settings.Fee(valid_from=datetime.date(2026, 3, 1), taker_bps=Decimal(0), symbol="USDC-USD"),
+    ]
+    march, august = datetime.date(2026, 3, 31), datetime.date(2026, 8, 1)
+    assert fees.taker_fee_bps(schedule, "BTC-USD", march) == Decimal(40)
+    assert fees.taker_fee_bps(schedule, "BTC-USD", august) == Decimal(80)
+    assert fees.taker_fee_bps(schedule, "USDC-USD", august) == Decimal(0)
+    assert fees.taker_fee_bps(schedule, "BTC-USD", datetime.date(2025, 12, 31)) is None
