@@ -26,6 +26,7 @@ from confluent_kafka import (
     Message,
     Producer,
     TopicPartition,
+    murmur2,
 )
 
 from shared import metrics
@@ -350,6 +351,120 @@ def assign(consumer: Consumer, topics: Sequence[str], since_ms: int | None) -> l
         partitions = positions(consumer, partitions, since_ms)
     consumer.assign(partitions)
     return partitions
+
+
+def read_range(config: Config, topic: str, since_ms: int, timeout_s: float = 10.0) -> list[Record]:
+    """Everything on a topic from `since_ms` up to its end at the moment of the call.
+
+    Raises:
+        BrokerUnavailable: Kafka does not answer, or not all was read within `timeout_s`.
+        TopicMismatch: the topic does not exist.
+    """
+    consumer = Consumer(config)
+    try:
+        deadline = time.monotonic() + timeout_s
+        missing: dict[int, int] = {}
+        for position in assign(consumer, [topic], since_ms):
+            end = consumer.get_watermark_offsets(TopicPartition(topic, position.partition), timeout=timeout_s)[1]
+            if 0 <= position.offset < end or (position.offset == OFFSET_BEGINNING and end > 0):
+                missing[position.partition] = end
+        records: list[Record] = []
+        while missing:
+            if time.monotonic() > deadline:
+                raise BrokerUnavailable(f"{topic} could not be read back within {timeout_s:g} s")
+            for record in read(consumer):
+                records.append(record)
+                if record.offset + 1 >= missing.get(record.partition, 0):
+                    missing.pop(record.partition, None)
+        return records
+    finally:
+        consumer.close()
+
+
+def partition_of(key: str, partitions: int) -> int:
+    """Partition of a key with the partitioner that all our producers use (Java's murmur2)."""
+    return int(murmur2(key.encode(), partitions))
+
+
+class RatesReader:
+    """Reads one topic without a group; all calls from one thread."""
+
+    def __init__(self, config: Config, topic: str, since_ms: int) -> None:
+        self._consumer = Consumer(config)
+        assign(self._consumer, [topic], since_ms)
+
+    def read(self, limit: int, wait_s: float) -> list[Record]:
+        return read(self._consumer, limit, wait_s)
+
+    def close(self) -> None:
+        self._consumer.close()
+
+
+class TicksReader:
+    """A member of the detector's group: reads back a little of each assignment first; all calls from one thread.
+
+    Args:
+        back_ms: How far before the moment of assignment to begin.
+        on_owned: Called (in `read`) with the partition numbers that are ours now, the same on every topic.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        topics: Sequence[str],
+        back_ms: int,
+        on_owned: Callable[[frozenset[int]], None],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._topics = list(topics)
+        self._back_ms = back_ms
+        self._on_owned = on_owned
+        self._clock = clock
+        self._error: Exception | None = None
+        self._consumer = Consumer(config)
+        partitions_of(self._consumer, topics)  # fail now, with a clear line
+        self._consumer.subscribe(self._topics, on_assign=self._assigned)
+
+    def read(self, limit: int, wait_s: float) -> list[Record]:
+        """Records as they are there; see `read`.
+
+        Raises:
+            TopicMismatch: the assignment does not bring all exchanges of a coin together.
+        """
+        records = read(self._consumer, limit, wait_s)
+        if self._error is not None:
+            raise self._error
+        return records
+
+    def close(self) -> None:
+        self._consumer.close()
+
+    def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        try:
+            owned = co_partitioned([(p.topic, p.partition) for p in partitions], self._topics)
+            consumer.assign(positions(consumer, partitions, int(self._clock() * 1000) - self._back_ms))
+            self._on_owned(owned)
+        except Exception as error:  # an exception in this callback would be lost in the client
+            self._error = error
+
+
+def co_partitioned(assigned: Sequence[tuple[str, int]], topics: Sequence[str]) -> frozenset[int]:
+    """Partition numbers of an assignment, if they are the same on every topic.
+
+    Raises:
+        TopicMismatch: they are not: a detector would see a coin on some exchanges only.
+    """
+    by_topic: dict[str, set[int]] = {topic: set() for topic in topics}
+    for topic, partition in assigned:
+        by_topic.setdefault(topic, set()).add(partition)
+    found = {frozenset(numbers) for numbers in by_topic.values()}
+    if len(found) > 1:
+        counts = ", ".join(f"{topic}: {sorted(numbers)}" for topic, numbers in by_topic.items())
+        raise TopicMismatch(
+            f"this detector was given other partitions on one exchange than on another ({counts}); all tick topics "
+            "must have the same number of partitions (`arb topics check`) and all detectors the same settings"
+        )
+    return next(iter(found))
 
 
 def no_broker(words: str) -> str:

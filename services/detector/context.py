@@ -1,0 +1,80 @@
+"""What the last minute of one coin looked like: trades and volatility, in bounded memory. Pure."""
+
+import itertools
+import math
+from collections import deque
+from collections.abc import Sequence
+from decimal import Decimal
+
+from shared.messages import Level
+
+MINUTE_NS = 60_000_000_000
+SECOND_NS = 1_000_000_000
+MOST_TRADES = 20_000
+"""A minute of the busiest pair has some thousand trades; more are forgotten from the old end."""
+
+
+class Trades:
+    """Trades of one base asset on all exchanges, over a sliding minute."""
+
+    __slots__ = ("_buys", "_known", "_seen")
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[int, str | None]] = deque()
+        self._buys = 0
+        self._known = 0
+
+    def add(self, received_ns: int, taker_side: str | None) -> None:
+        self._seen.append((received_ns, taker_side))
+        self._count(taker_side, 1)
+        if len(self._seen) > MOST_TRADES:
+            self._forget()
+
+    def _forget(self) -> None:
+        self._count(self._seen.popleft()[1], -1)
+
+    def _count(self, taker_side: str | None, by: int) -> None:
+        self._known += by * (taker_side is not None)
+        self._buys += by * (taker_side == "buy")
+
+    def last_minute(self, now_ns: int) -> tuple[int, Decimal | None]:
+        """How many, and the share in which the taker bought (None if no side is known)."""
+        while self._seen and self._seen[0][0] < now_ns - MINUTE_NS:
+            self._forget()
+        share = Decimal(self._buys) / self._known if self._known else None
+        return len(self._seen), None if share is None else round(share, 2)
+
+
+class Volatility:
+    """Mid prices of one book, one a second, over a sliding minute."""
+
+    __slots__ = ("_mids", "_second")
+
+    def __init__(self) -> None:
+        self._mids: deque[tuple[int, float]] = deque(maxlen=61)
+        self._second = 0
+
+    def add(self, received_ns: int, mid: float) -> None:
+        """Keep the first mid of each second."""
+        second = received_ns // SECOND_NS
+        if second > self._second:
+            self._second = second
+            self._mids.append((second, mid))
+
+    def bps_1m(self, now_ns: int) -> Decimal | None:
+        """Root of the summed squared log returns, scaled to a minute, in bps; None below ten seconds of data.
+
+        Realised volatility: the sum over the seconds seen, times 60 over their span, under the root.
+        """
+        since = now_ns // SECOND_NS - 60
+        mids = [(second, mid) for second, mid in self._mids if second >= since]
+        if len(mids) < 3 or mids[-1][0] - mids[0][0] < 10:
+            return None
+        total = sum(math.log(b[1] / a[1]) ** 2 for a, b in itertools.pairwise(mids))
+        return round(Decimal(math.sqrt(total * 60 / (mids[-1][0] - mids[0][0])) * 10_000), 2)
+
+
+def imbalance(bids: Sequence[Level], asks: Sequence[Level]) -> Decimal | None:
+    """(bid size - ask size) / (bid size + ask size) of the published levels, -1 to 1."""
+    bid, ask = sum(level[1] for level in bids), sum(level[1] for level in asks)
+    return round(Decimal((bid - ask) / (bid + ask)), 2) if bid + ask > 0 else None
