@@ -1,0 +1,1 @@
+"""Simulator: exchanges and models in their own protocols, on the loopback interface."""
