@@ -37,6 +37,9 @@ from shared.topics import dlq
 log = structlog.get_logger()
 
 Config = dict[str, Any]
+DeliveryError = KafkaError
+"""What a delivery callback gets where it is not None; `str()` says why."""
+
 Headers = list[tuple[str, bytes]]
 
 READ_WAIT_S = 0.05

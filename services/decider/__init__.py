@@ -1,0 +1,1 @@
+"""Decider: opportunities in; rules, then a panel of models; explained decisions out."""

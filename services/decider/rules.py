@@ -1,0 +1,39 @@
+"""What must hold before any model is asked, and again right before a decision is published. Pure."""
+
+from enum import StrEnum
+
+from shared.messages import Opportunity, Rules
+from shared.settings import Settings
+
+
+class Code(StrEnum):
+    """Why the rules say no; the setting that moves it."""
+
+    NO_PROFIT = "no_profit"  # nothing executable, or no profit at that size
+    NET = "net"  # net edge below decider.min_net_bps
+    SANITY = "sanity"  # net edge above detector.sanity_cap_bps: bad data more often than profit
+    SILENT = "silent"  # a leg's proof of life is older than decider.max_silence_ms
+    SKEW = "skew"  # the legs' proofs of life differ by more than decider.max_skew_ms
+    LIMIT = "limit"  # notional above detector.max_notional_usd
+
+
+_REJECTING = (Code.NO_PROFIT, Code.SANITY, Code.LIMIT)
+
+
+def check(opportunity: Opportunity, settings: Settings) -> Rules:
+    """`reject` where the numbers cannot be right, `hold` where they are not good enough now, else `pass`."""
+    decider, detector = settings.decider, settings.detector
+    ages = opportunity.buy.alive_age_ms, opportunity.sell.alive_age_ms
+    broken = {
+        Code.NO_PROFIT: opportunity.size <= 0 or opportunity.profit_usd <= 0,
+        Code.NET: opportunity.net_bps < decider.min_net_bps,
+        Code.SANITY: opportunity.net_bps > detector.sanity_cap_bps,
+        Code.SILENT: max(ages) > decider.max_silence_ms,
+        Code.SKEW: abs(ages[0] - ages[1]) > decider.max_skew_ms,
+        Code.LIMIT: opportunity.notional_usd > detector.max_notional_usd,
+    }
+    codes = [code for code, is_broken in broken.items() if is_broken]
+    if not codes:
+        return Rules(result="pass", codes=[])
+    rejecting = any(code in _REJECTING for code in codes)
+    return Rules(result="reject" if rejecting else "hold", codes=[code.value for code in codes])
