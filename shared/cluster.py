@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import ConsumerGroupState, KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, NewTopic, ResourceType
 
 from shared.errors import BrokerUnavailable, TopicMismatch
@@ -60,6 +60,17 @@ def require_topics(settings: KafkaSettings, names: Iterable[str], timeout_s: flo
     missing = [name for name in names if name not in known]
     if missing:
         raise TopicMismatch(f"no topic {', '.join(missing)}; create the topics with `arb topics apply`")
+
+
+def group_is_stable(settings: KafkaSettings, group: str, timeout_s: float = 5.0) -> bool:
+    """Whether a consumer group has members and all of them have their partitions."""
+    client = admin(settings)  # kept until the answer is there: with the client its futures would die
+    found = client.describe_consumer_groups([group], request_timeout=timeout_s)
+    try:
+        described = found[group].result(timeout_s)
+    except (KafkaException, TimeoutError):
+        return False
+    return bool(described.state == ConsumerGroupState.STABLE and described.members)
 
 
 def check_topics(settings: KafkaSettings, topics: Iterable[Topic] = TOPICS, timeout_s: float = 10.0) -> list[Finding]:

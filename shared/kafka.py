@@ -389,12 +389,12 @@ def partition_of(key: str, partitions: int) -> int:
     return int(murmur2(key.encode(), partitions))
 
 
-class RatesReader:
-    """Reads one topic without a group; all calls from one thread."""
+class Reader:
+    """Reads whole topics without a group; all calls from one thread. `since_ms` as for `assign`."""
 
-    def __init__(self, config: Config, topic: str, since_ms: int) -> None:
+    def __init__(self, config: Config, topics: Sequence[str], since_ms: int | None) -> None:
         self._consumer = Consumer(config)
-        assign(self._consumer, [topic], since_ms)
+        assign(self._consumer, topics, since_ms)
 
     def read(self, limit: int, wait_s: float) -> list[Record]:
         return read(self._consumer, limit, wait_s)

@@ -28,7 +28,7 @@ def main(settings: Settings) -> None:
         ),
         lambda record, error: kafka.dead_letter(publisher, record, group=GROUP, stage="decode", error=error),
     )
-    rates = kafka.RatesReader(kafka.reader(settings.kafka, "detector"), topics.FX_RATES, now_ms - BACK_MS)
+    rates = kafka.Reader(kafka.reader(settings.kafka, "detector"), [topics.FX_RATES], now_ms - BACK_MS)
     ticks = kafka.TicksReader(
         kafka.tick_consumer(settings.kafka, "detector", GROUP), topics.tick_topics(), BACK_MS, detector.on_owned
     )
