@@ -335,11 +335,16 @@ def positions(
 ) -> list[TopicPartition]:
     """The partitions at their first record not older than `since_ms`; at their end where there is none."""
     asked = [TopicPartition(p.topic, p.partition, since_ms) for p in partitions]
-    try:
-        found = consumer.offsets_for_times(asked, timeout=timeout_s)
-    except KafkaException as error:
-        log.warning("no offsets by time, starting at the end", error=str(error.args[0]))
-        found = [TopicPartition(p.topic, p.partition, OFFSET_END) for p in partitions]
+    found = [TopicPartition(p.topic, p.partition, OFFSET_END) for p in partitions]
+    for wait_s in (0.2, 0.5, 1.0, None):
+        try:
+            found = consumer.offsets_for_times(asked, timeout=timeout_s)
+            break
+        except KafkaException as error:
+            if wait_s is None:
+                log.warning("no offsets by time, starting at the end", error=str(error.args[0]))
+            else:
+                time.sleep(wait_s)  # a leader is being elected: a new topic, or a broker that came back
     return [TopicPartition(p.topic, p.partition, p.offset if p.offset >= 0 else OFFSET_END) for p in found]
 
 

@@ -185,14 +185,15 @@ class Collector:
                 self._collector.max_silence_ms * 1_000_000,
                 self._clock(),
             )
-            wait_s = None
+            wait_s, reason = None, "closed"
             try:
                 await self._connection(feed, tuple(names), http)
-                reason = "closed"  # the exchange ended the connection in good order
             except RateLimited as error:
                 reason, wait_s = str(error), error.retry_after_s
             except FeedError as error:
                 reason = str(error)
+            except WebSocketException as error:  # closed while we were sending
+                reason = f"connection lost: {error}"
             except asyncio.CancelledError:
                 self._emit(feed.on_lost(self._clock(), "collector stopped"))
                 raise
@@ -241,7 +242,7 @@ class _Link:
         """Until the connection ends.
 
         Raises:
-            FeedError: why it is of no more use.
+            FeedError, WebSocketException: why it is of no more use.
             UnknownSymbol, SubscriptionRefused: the exchange said no.
         """
         try:
@@ -251,21 +252,17 @@ class _Link:
                 if self._owner._exchange.ping_s is not None:
                     group.create_task(self._ping(self._owner._exchange.ping_s))
                 await self._read()
-                raise LinkLost("the exchange closed the connection")
         except BaseExceptionGroup as failures:
             raise _first(failures) from None
 
     async def _read(self) -> None:
         feed, clock, frames = self._feed, self._owner._clock, self._owner._frames
-        try:
-            while True:
-                frame = await self._socket.recv(decode=False)
-                frames.inc()
-                outputs = feed.on_frame(frame, clock())
-                if outputs:
-                    await self._act(outputs)
-        except WebSocketException as error:
-            raise LinkLost(f"connection lost: {error}") from None
+        while True:
+            frame = await self._socket.recv(decode=False)
+            frames.inc()
+            outputs = feed.on_frame(frame, clock())
+            if outputs:
+                await self._act(outputs)
 
     async def _act(self, outputs: list[Output]) -> None:
         self._owner._emit(outputs)
@@ -294,13 +291,10 @@ class _Link:
                 raise LinkLost(f"no book of {', '.join(missing)} within {wanted:g} s (collector.first_data_s)")
 
     async def _ping(self, every_s: float) -> None:
-        try:
-            while True:
-                await (await self._socket.ping())
-                await self._act(self._feed.on_proof(self._owner._clock()))
-                await asyncio.sleep(every_s)
-        except WebSocketException as error:
-            raise LinkLost(f"connection lost: {error}") from None
+        while True:
+            await (await self._socket.ping())
+            await self._act(self._feed.on_proof(self._owner._clock()))
+            await asyncio.sleep(every_s)
 
     async def _fetch(self, native: str) -> None:
         """A REST snapshot, again with growing waits while it is too old or the server is in trouble."""
@@ -391,5 +385,5 @@ def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:
             pending.extend(one.exceptions)
         else:
             flat.append(one)
-    flat.sort(key=lambda one: (isinstance(one, FeedError), not isinstance(one, ArbiterError)))
+    flat.sort(key=lambda one: (isinstance(one, FeedError | WebSocketException), not isinstance(one, ArbiterError)))
     return flat[0]

@@ -1,0 +1,56 @@
+# Two commands: `make demo` and `make test`. Each sets up all it needs on a machine with Python 3.11 or newer:
+# a virtual environment with pinned, hashed packages, and Apache Kafka's jars in the cache (with Java 17 and Maven;
+# else Docker, else a mock that says so).
+
+VENV := .venv
+READY := $(VENV)/.ready
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
+	$$p -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+
+.PHONY: help demo test lint types unit format schemas bench lock clean
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+
+$(READY): requirements/dev.txt pyproject.toml
+	@test -n "$(PYTHON)" || { echo "make: Python 3.11 or newer (with venv) is needed, none was found" >&2; exit 3; }
+	@echo "setting up $(VENV) (once, about a minute)"
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: $(READY) ## everything on this machine, simulated; SECONDS=60 ends it, SEED=7 changes it, LIVE=1 uses real feeds
+	@$(VENV)/bin/arb demo $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(if $(LIVE),--live)
+
+test: lint types unit ## ruff, mypy --strict, and all tests (integration on a real broker)
+
+lint: $(READY) ## ruff
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+
+types: $(READY) ## mypy --strict
+	@$(VENV)/bin/mypy --strict services shared
+
+unit: $(READY) ## pytest; ARGS="-k kraken" for some of it
+	@$(VENV)/bin/pytest $(ARGS)
+
+format: $(READY) ## put the code into shape
+	@$(VENV)/bin/ruff check --fix .
+	@$(VENV)/bin/ruff format .
+
+schemas: $(READY) ## write docs/schemas and docs/asyncapi.json anew from shared/messages.py
+	@$(VENV)/bin/python -m services.cli.schemas
+
+bench: $(READY) ## the benchmarks: tables, and JSON in benchmarks/results
+	@$(VENV)/bin/python benchmarks/collector.py
+	@$(VENV)/bin/python benchmarks/detector.py
+
+lock: $(READY) ## pin requirements/*.txt anew (needs pip-tools on the PATH)
+	@for extra in "" "--extra dev"; do \
+		pip-compile --quiet --strip-extras --allow-unsafe --generate-hashes --no-emit-index-url --no-emit-trusted-host \
+		--no-emit-find-links --no-header $$extra pyproject.toml \
+		-o requirements/$$(test -z "$$extra" && echo runtime || echo dev).txt; done
+
+clean: ## remove the virtual environment and caches of the tools (not Kafka's jars)
+	@rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
