@@ -20,8 +20,9 @@ GROUP = "detector"
 BACK_MS = 10_000
 """How much of the ticks a new owner reads in silence."""
 
-ADOPT_MS = 3_000
-"""How far back a new owner looks for opportunities that are open."""
+ADOPT_MS = 15_000
+"""How far back a new owner looks for opportunities that are open: an owner that was killed is noticed after the
+session timeout of 10 s, so three seconds would find nothing of it."""
 
 SETTLE_NS = 1_000_000_000
 """A new owner judges when it has caught up, at the latest after this."""

@@ -1,0 +1,174 @@
+"""Our Kafka parts on a real broker."""
+
+import asyncio
+import time
+import uuid
+
+import pytest
+
+from shared import cluster, kafka, topics
+from shared.client import decisions
+from shared.errors import BrokerUnavailable, TopicMismatch
+from shared.messages import Decision
+from shared.settings import KafkaSettings
+from shared.topics import Topic
+
+pytestmark = pytest.mark.integration
+
+
+def publisher(broker: KafkaSettings) -> kafka.Publisher:
+    return kafka.Publisher(kafka.event_producer(broker, "test"), drop_when_full=False)
+
+
+def decision(base: str, decision_id: str) -> bytes:
+    leg = {
+        "exchange": "binance",
+        "symbol": f"{base}-USD",
+        "vwap": "1",
+        "limit": "1",
+        "fee_bps": "10",
+        "levels": 1,
+        "alive_age_ms": 1,
+        "book_age_ms": 1,
+        "bids": [],
+        "asks": [],
+    }
+    return Decision.model_validate(
+        {
+            "decision_id": decision_id,
+            "opportunity_id": "o",
+            "base": base,
+            "outcome": "hold",
+            "mode": "rules_only",
+            "reason": "no_keys",
+            "score": {"low": 0, "high": 0, "threshold": 600},
+            "p_edge": None,
+            "p_low": 0,
+            "rules": {"result": "pass", "codes": []},
+            "roles": [],
+            "panel": {"version": "1", "deadline_ms": 0, "elapsed_ms": 0, "cost_usd": "0"},
+            "buy": leg,
+            "sell": leg,
+            "size": "1",
+            "net_bps": "1",
+            "profit_usd": "1",
+            "detected_ns": 1,
+            "decided_ns": 1,
+            "expires_ns": 1,
+        }
+    ).encode()
+
+
+def test_the_clusters_topics_are_as_the_table_says(broker):
+    assert cluster.check_topics(broker) == []
+    assert cluster.apply_topics(broker) == []
+
+
+def test_a_missing_topic_is_created_and_a_wrong_setting_corrected(broker):
+    name = f"test-{uuid.uuid4()}"
+    topic = Topic(name, 3, 3_600_000, 1, "k", "test", "test")
+    assert cluster.apply_topics(broker, [topic]) == [f"created {name}"]
+    changed = Topic(name, 3, 7_200_000, 1, "k", "test", "test")
+    (finding,) = cluster.check_topics(broker, [changed])
+    assert finding.problem == "retention.ms is 3600000, must be 7200000"
+    assert cluster.apply_topics(broker, [changed]) == [f"corrected the settings of {name}"]
+    assert cluster.check_topics(broker, [changed]) == []
+
+
+def test_a_number_of_partitions_is_never_changed(broker):
+    name = f"test-{uuid.uuid4()}"
+    cluster.apply_topics(broker, [Topic(name, 3, 3_600_000, 1, "k", "test", "test")])
+    with pytest.raises(TopicMismatch, match="has 3 partitions, must have 4"):
+        cluster.apply_topics(broker, [Topic(name, 4, 3_600_000, 1, "k", "test", "test")])
+
+
+def test_a_broker_that_is_not_there_is_one_clear_line():
+    with pytest.raises(BrokerUnavailable, match=r"no Kafka answers: 127\.0\.0\.1:1 .*ARB_KAFKA_SERVERS"):
+        cluster.wait_for_brokers(KafkaSettings(servers="127.0.0.1:1"), timeout_s=0.5)
+
+
+def test_a_missing_topic_stops_a_service_with_its_cure(broker):
+    with pytest.raises(TopicMismatch, match="no topic nothing-here; create the topics with `arb topics apply`"):
+        cluster.require_topics(broker, ["nothing-here"])
+
+
+def test_keys_lie_where_every_reader_expects_them(broker):
+    out = publisher(broker)
+    delivered = []
+    before = int(time.time() * 1000) - 1000
+    for base in ("BTC", "ETH", f"T{uuid.uuid4().hex[:6].upper()}"):
+        out.publish(topics.DECISIONS, base, decision(base, uuid.uuid4().hex), None, on_delivery=delivered.append)
+        assert out.flush() == 0
+    assert delivered == [None] * 3
+    out.close()
+    for record in kafka.read_range(kafka.reader(broker, "test"), topics.DECISIONS, before):
+        assert record.key is not None
+        assert record.partition == kafka.partition_of(record.key.decode(), topics.EVENT_PARTITIONS)
+
+
+async def test_the_readme_subscriber_gets_each_decision_once(broker):
+    out, base, ids = publisher(broker), f"T{uuid.uuid4().hex[:6].upper()}", [uuid.uuid4().hex for _ in range(3)]
+    for value in (
+        decision(base, ids[0]),
+        decision(base, ids[1]),
+        decision(base, ids[1]),
+        b"not ours",
+        decision(base, ids[2]),
+    ):
+        out.publish(topics.DECISIONS, base, value)
+    out.close()
+    seen = []
+    async with asyncio.timeout(20):
+        async for one in decisions(broker.servers, since_s=60):
+            if one.base == base:
+                seen.append(one.decision_id)
+            if len(seen) == 3:
+                break
+    assert seen == ids
+
+
+async def test_a_group_of_subscribers_resumes_where_it_stopped(broker):
+    out, base, group = publisher(broker), f"T{uuid.uuid4().hex[:6].upper()}", f"test-{uuid.uuid4()}"
+    ids = [uuid.uuid4().hex for _ in range(4)]
+    for one in ids[:2]:
+        out.publish(topics.DECISIONS, base, decision(base, one))
+    out.flush()
+
+    async def take(count: int) -> list[str]:
+        seen: list[str] = []
+        async with asyncio.timeout(30):
+            stream = decisions(broker.servers, group=group)
+            async for found in stream:
+                if found.base != base:
+                    continue
+                seen.append(found.decision_id)
+                if len(seen) == count:
+                    break
+            await stream.aclose()
+        return seen
+
+    assert await take(2) == ids[:2]
+    for one in ids[2:]:
+        out.publish(topics.DECISIONS, base, decision(base, one))
+    out.close()
+    again = await take(3)
+    assert again == ids[1:], "the last one was handed out but not confirmed: at least once"
+
+
+async def test_back_pressure_pauses_and_nothing_is_lost(broker):
+    out, base, sent = publisher(broker), f"T{uuid.uuid4().hex[:6].upper()}", 600
+    started_ms = int(time.time() * 1000) - 1000
+    for number in range(sent):
+        out.publish(topics.REJECTIONS, base, str(number).encode())
+    out.close()
+    consumer = kafka.ConsumerThread(
+        kafka.reader(broker, "test"), [topics.REJECTIONS], since_ms=started_ms, high_water=50, auto_release=False
+    )
+    seen: list[int] = []
+    async with consumer, asyncio.timeout(30):
+        async for batch in consumer.batches():
+            seen += [int(record.value) for record in batch if record.key == base.encode()]
+            consumer.release(len(batch))
+            if len(seen) >= sent:
+                break
+    assert seen == list(range(sent))
