@@ -149,8 +149,16 @@ def reader(settings: KafkaSettings, service: str) -> Config:
     }
 
 
+_SAME_ERROR_S = 10.0
+_last_logged: dict[str, float] = {}
+
+
 def _on_client_error(error: KafkaError) -> None:
-    log.warning("kafka", error=error.str(), code=error.name(), fatal=error.fatal())
+    """A broker that is away brings hundreds of the same error a second: one line in ten seconds says it."""
+    now = time.monotonic()
+    if error.fatal() or now - _last_logged.get(error.name(), -_SAME_ERROR_S) >= _SAME_ERROR_S:
+        _last_logged[error.name()] = now
+        log.warning("kafka", error=error.str(), code=error.name(), fatal=error.fatal())
 
 
 # ---------------------------------------------------------------- producing
@@ -323,7 +331,7 @@ def partitions_of(consumer: Consumer, topics: Sequence[str], timeout_s: float = 
     try:
         known = consumer.list_topics(timeout=timeout_s).topics
     except KafkaException as error:
-        raise BrokerUnavailable(no_broker(str(error.args[0]))) from None
+        raise BrokerUnavailable(no_broker(error.args[0].str())) from None
     missing = [name for name in topics if name not in known or not known[name].partitions]
     if missing:
         raise TopicMismatch(f"no topic {', '.join(missing)}; create the topics with `arb topics apply`")

@@ -7,7 +7,7 @@ import time
 from rich.console import Console
 
 from services.cli.screen import role_words, score
-from shared import kafka, topics
+from shared import cluster, kafka, topics
 from shared.errors import UndecodableRecord
 from shared.kafka import ConsumerThread
 from shared.messages import AnyMessage, Decision, Health, Leg, Opportunity, Rejection, decode
@@ -34,6 +34,7 @@ async def follow(
     Raises:
         BrokerUnavailable, TopicMismatch: as for any reader.
     """
+    cluster.wait_for_brokers(settings)
     names = [name for item in dict.fromkeys(what) for name in TOPICS[item]]
     since_ms = ConsumerThread.START_NOW if since_s is None else int((time.time() - since_s) * 1000)
     end = None if seconds is None else asyncio.get_running_loop().time() + seconds

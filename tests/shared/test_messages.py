@@ -1,0 +1,87 @@
+"""What crosses Kafka: one example of each, stored as it once was, and the fast writers against the models."""
+
+import math
+from pathlib import Path
+
+import orjson
+import pytest
+
+from services.cli.schemas import DOCS, documents
+from shared import messages
+from shared.errors import UndecodableRecord
+from shared.messages import MODELS, decode
+
+STORED = Path(__file__).parent / "stored"
+
+
+@pytest.mark.parametrize("file", sorted(STORED.glob("v*/*.json")), ids=lambda file: f"{file.parent.name}/{file.stem}")
+def test_stored_messages_of_every_version_are_still_read(file):
+    """A changed meaning is a new version or kind: these files are never edited, only added to."""
+    message = decode(file.read_bytes())
+    assert message.kind == file.stem
+    again = orjson.loads(message.encode())
+    for name, value in orjson.loads(file.read_bytes()).items():
+        if name != "unknown_field":
+            assert again[name] == value, name
+
+
+def test_there_is_a_stored_example_of_every_kind():
+    assert {file.stem for file in STORED.glob("v1/*.json")} == set(MODELS)
+
+
+@pytest.mark.parametrize(
+    ("value", "model"),
+    [
+        (
+            messages.book_value("kraken", "BTC-USD", 7, 1, None, [(63004.9, 0.01876947)], [(63005.0, 0.4)]),
+            messages.Book,
+        ),
+        (messages.trade_value("kraken", "BTC-USD", 7, 1, 2, 63005.0, 0.01, None, "4665906"), messages.Trade),
+        (messages.health_value("kraken", "BTC-USD", 7, 1, "live", None, 1, 1), messages.Health),
+        (messages.rate_value("kraken", "USDT-USD", 7, 1, None, 0.9991, 0.9992, "live"), messages.Rate),
+    ],
+)
+def test_the_fast_writers_write_exactly_what_the_models_say(value, model):
+    message = decode(value)
+    assert type(message) is model
+    assert list(orjson.loads(value)) == list(model.model_fields), "fields in the model's order, none missing"
+    assert orjson.loads(message.encode()) == orjson.loads(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (None, "empty record"),
+        (b"", "empty record"),
+        (b"{", "Invalid JSON"),
+        (b"[]", "should be an object"),
+        (b'{"kind":"gossip"}', "'gossip'"),
+        (b'{"kind":"health","v":2}', "v"),
+        (b'{"kind":"rate","exchange":"kraken"}', "rate.symbol: Field required"),
+        (
+            b'{"kind":"book","exchange":"k","symbol":"s","sequence":1,"received_ns":-1,"exchange_ns":null,"bids":[],"asks":[]}',
+            "received_ns",
+        ),
+        (
+            b'{"kind":"rate","exchange":"k","symbol":"s","sequence":1,"received_ns":1,"exchange_ns":null,"bid":1e999,"ask":1,"state":"live"}',
+            "bid",
+        ),
+    ],
+)
+def test_what_is_no_message_is_named(value, words):
+    with pytest.raises(UndecodableRecord, match=words):
+        decode(value)
+
+
+def test_floats_keep_the_digits_of_the_wire():
+    value = messages.book_value("k", "s", 1, 1, None, [(0.1, 1e-08)], [(63005.0, math.pi)])
+    assert decode(value).bids == [(0.1, 1e-08)]
+
+
+def test_the_committed_schemas_are_what_the_models_say():
+    """`make schemas` writes them anew."""
+    wanted = documents()
+    assert {name: (DOCS / name).read_bytes() for name in wanted} == wanted
+    assert {f"schemas/{file.name}" for file in (DOCS / "schemas").iterdir()} == {
+        n for n in wanted if n.startswith("schemas/")
+    }
