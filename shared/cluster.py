@@ -108,6 +108,19 @@ def check_topics(settings: KafkaSettings, topics: Iterable[Topic] = TOPICS, time
     return findings
 
 
+def _wait_until_visible(client: AdminClient, topics: Iterable[Topic], timeout_s: float) -> None:
+    """A created topic reaches each broker's metadata a moment later; whoever starts next must find it."""
+    deadline = time.monotonic() + timeout_s
+    waiting = {topic.name for topic in topics}
+    while waiting:
+        known = client.list_topics(timeout=timeout_s).topics
+        waiting = {name for name in waiting if name not in known or not known[name].partitions}
+        if waiting and time.monotonic() > deadline:
+            raise BrokerUnavailable(f"created, but not visible within {timeout_s:g} s: {', '.join(sorted(waiting))}")
+        if waiting:
+            time.sleep(0.05)  # metadata spreads by itself: there is no event to wait for
+
+
 def apply_topics(
     settings: KafkaSettings, topics: Iterable[Topic] = TOPICS, brokers: int = 1, timeout_s: float = 30.0
 ) -> list[str]:
@@ -139,6 +152,7 @@ def apply_topics(
             except KafkaException as error:
                 if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                     raise TopicMismatch(f"{name}: {error.args[0].str()}") from None
+        _wait_until_visible(client, missing, timeout_s)
     wrong = {f.topic for f in findings if f.problem != "is missing"}
     for name in sorted(wrong):
         entries = [

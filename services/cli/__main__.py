@@ -133,6 +133,7 @@ def demo(
     live: Annotated[bool, typer.Option("--live", help="The exchanges' public feeds instead of the simulator.")] = False,
     broker: Annotated[str | None, typer.Option(help="Force a broker: external, jars, docker or mock.")] = None,
     keep_logs: Annotated[Path | None, typer.Option(help="Folder for the services' logs.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="Keep the last screen as an SVG file.")] = None,
     as_json: AsJson = False,
     config: Config = None,
 ) -> None:
@@ -143,7 +144,16 @@ def demo(
     from services.cli.demo import run
 
     loaded = settings.load(config)
-    report = run(loaded, seconds=seconds, seed=seed, live=live, broker_kind=broker, logs=keep_logs, as_json=as_json)
+    report = run(
+        loaded,
+        seconds=seconds,
+        seed=seed,
+        live=live,
+        broker_kind=broker,
+        logs=keep_logs,
+        picture=picture,
+        as_json=as_json,
+    )
     if as_json:
         print(orjson.dumps(report.as_dict(), option=orjson.OPT_INDENT_2).decode())  # noqa: T201
     raise typer.Exit(1 if report.failures else 0)

@@ -18,7 +18,7 @@ from rich.live import Live
 
 from services.cli.board import Board, Report
 from services.cli.broker import Broker, start_broker, tied_to_parent
-from services.cli.screen import render
+from services.cli.screen import render, save_picture
 from services.cli.watch import line
 from shared import cluster, kafka, topics
 from shared.errors import DependencyMissing, UndecodableRecord
@@ -146,9 +146,10 @@ def run(
     live: bool,
     broker_kind: str | None,
     logs: Path | None,
+    picture: Path | None,
     as_json: bool,
 ) -> Report:
-    """Bring everything up, show it, take it down, report.
+    """Bring everything up, show it, take it down, report. `picture`: keep the last screen as SVG.
 
     Raises:
         DependencyMissing: no broker can run here, or a service did not come up.
@@ -166,7 +167,7 @@ def run(
         say("starting a broker")
         broker = stack.enter_context(start_broker(broker_kind, say))
         say(f"broker: {broker.kind} at {broker.kafka.servers}: {broker.why}")
-        demo = _Demo(settings, broker, folder, live, seed, say)
+        demo = _Demo(settings, broker, folder, live, seed, picture, say)
         report = demo.run(seconds, quiet=as_json)
     if not as_json:
         _farewell(stderr, report, logs)
@@ -176,12 +177,15 @@ def run(
 class _Demo:
     """One run."""
 
-    def __init__(self, settings: Settings, broker: Broker, logs: Path, live: bool, seed: int, say: Any) -> None:
+    def __init__(
+        self, settings: Settings, broker: Broker, logs: Path, live: bool, seed: int, picture: Path | None, say: Any
+    ) -> None:
         self._settings = settings
         self._broker = broker
         self._logs = logs
         self._live = live
         self._seed = seed
+        self._picture = picture
         self._say = say
         self._exchanges = list(settings.enabled_exchanges())
         self._truth = logs / "truth.jsonl"
@@ -208,6 +212,9 @@ class _Demo:
         except KeyboardInterrupt:
             self._say("stopping")
         finally:
+            if self._picture is not None:
+                with watcher.lock:
+                    save_picture(render(board, self._header(board, began), time.time_ns(), 46), self._picture)
             report.seconds = round(time.monotonic() - began, 1)
             stop_ns = time.time_ns()
             with watcher.lock:
@@ -344,7 +351,7 @@ def _farewell(console: Console, report: Report, logs: Path | None) -> None:
     lines += [f"FAILED: {failure}" for failure in report.failures]
     lines += [
         "where to look next:",
-        "  README.md                 your own program on the decision topic, in nine lines",
+        "  README.md                 your own program on the decision topic, in a few lines",
         "  arb demo --live           the same on the exchanges' public feeds",
         "  arb watch decisions       follow a topic of a running cluster",
         "  arb evaluate --help       what one pair of books would be worth",

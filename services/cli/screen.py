@@ -1,10 +1,14 @@
 """The demo's screen: books and their health, gaps open now, verdicts with reasons, decisions with every answer."""
 
 import datetime
+import io
+import re
 from decimal import Decimal
+from pathlib import Path
 
 from rich import box
-from rich.console import Group, RenderableType
+from rich._export_format import CONSOLE_SVG_FORMAT
+from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
@@ -30,6 +34,14 @@ def render(board: Board, header: str, now_ns: int, height: int) -> RenderableTyp
     upper.add_column(ratio=3)
     upper.add_row(books, Group(gaps, verdicts))
     return Group(Text(header, style="bold", no_wrap=True, overflow="ellipsis"), upper, decisions)
+
+
+def save_picture(picture: RenderableType, file: Path) -> None:
+    """Write a screen as SVG, without the web fonts that Rich would name."""
+    console = Console(record=True, width=170, file=io.StringIO(), force_terminal=True, color_system="truecolor")
+    console.print(picture)
+    text = re.sub(r"@font-face \{\{.*?\}\}\s*", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
+    console.save_svg(str(file), title="arb demo", code_format=text)
 
 
 def _table(*columns: str) -> Table:

@@ -1,8 +1,13 @@
 """Our Kafka parts on a real broker."""
 
 import asyncio
+import re
+import subprocess
+import sys
+import threading
 import time
 import uuid
+from pathlib import Path
 
 import pytest
 
@@ -125,6 +130,30 @@ async def test_the_readme_subscriber_gets_each_decision_once(broker):
             if len(seen) == 3:
                 break
     assert seen == ids
+
+
+def test_the_readmes_own_program_prints_a_decision(broker):
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    code = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0].replace("localhost:9092", broker.servers)
+    base, out = f"T{uuid.uuid4().hex[:6].upper()}", publisher(broker)
+    program = subprocess.Popen([sys.executable, "-u", "-c", code], stdout=subprocess.PIPE, text=True)
+    lines: list[str] = []
+    thread = threading.Thread(target=lambda: lines.extend(iter(program.stdout.readline, "")), daemon=True)
+    thread.start()
+    try:
+        end = time.monotonic() + 30
+        while not any(line.startswith(base) for line in lines):
+            assert time.monotonic() < end, lines
+            out.publish(topics.DECISIONS, base, decision(base, uuid.uuid4().hex))
+            out.flush()
+            thread.join(0.2)
+    finally:
+        program.kill()
+        program.wait()
+        thread.join(5)
+        program.stdout.close()
+        out.close()
+    assert next(line for line in lines if line.startswith(base)).split() == [base, "hold", "no_keys", "1", "1"]
 
 
 async def test_a_group_of_subscribers_resumes_where_it_stopped(broker):
