@@ -21,13 +21,15 @@ import orjson
 from common import report
 
 from services.cli.broker import start_broker
-from services.detector.engine import Engine
+from services.detector.engine import TIMER_NS, Engine
 from shared import cluster, kafka, settings
 from shared.messages import book_value
 from shared.topics import HOUR_MS, Topic
 
 EXCHANGES = ("binance", "coinbase", "kraken", "bybit", "okx")
 SYMBOLS = (10, 100, 1000)
+SPACING_NS = 100_000
+"""Ten thousand ticks a second on the messages' own clock, by which the timer runs too."""
 
 
 def configured() -> settings.Settings:
@@ -51,7 +53,7 @@ def ticks(symbols: int, count: int) -> list[tuple[str, bytes]]:
         asks = [(round(mid * (1 + 0.0001 + n * 0.0001), 4), 1.0 + n) for n in range(10)]
         exchange = draw.choice(EXCHANGES)
         symbol = f"C{which}-USD"
-        made.append((symbol, book_value(exchange, symbol, number, now + number * 1000, None, bids, asks)))
+        made.append((symbol, book_value(exchange, symbol, number, now + number * SPACING_NS, None, bids, asks)))
     return made
 
 
@@ -89,11 +91,17 @@ def run(rounds: int, count: int) -> list[dict[str, Any]]:
             for number in range(rounds + 1):
                 floor_s = read_all(broker.kafka, topic, count, lambda value: orjson.loads(value))
                 engine = Engine(loaded)
-                found = [0]
+                found, timer_ns = [0], [0]
 
-                def take(value: bytes, engine: Engine = engine, found: list[int] = found) -> None:
+                def take(
+                    value: bytes, engine: Engine = engine, found: list[int] = found, timer_ns: list[int] = timer_ns
+                ) -> None:
                     message = orjson.loads(value)
-                    found[0] += len(engine.on_message(message, message["received_ns"]))
+                    now_ns = message["received_ns"]
+                    found[0] += len(engine.on_message(message, now_ns))
+                    if now_ns >= timer_ns[0]:
+                        timer_ns[0] = now_ns + TIMER_NS
+                        found[0] += len(engine.on_timer(now_ns))
 
                 ours_s = read_all(broker.kafka, topic, count, take)
                 events = found[0]

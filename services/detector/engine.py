@@ -155,6 +155,8 @@ class Engine:
                     if not crossing or not usable or not self._judge.usable(peer, now_ns):
                         continue
                     pair = pairs[(buy.key, sell.key)] = Pair(buy, sell)
+                elif crossing is False and pair.gone_ns is not None:
+                    continue  # a rejection that waits for its end: the timer gives it
                 found = self._step(pair, now_ns, event_ns)
                 if found:
                     events = found if events is None else events + found

@@ -1,16 +1,12 @@
 """Captured frames as a source: read once, told apart by exchange, paced by their own times. No sockets here."""
 
-import gzip
-import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
-import orjson
-
 from shared.errors import InputError
+from shared.recordings import recorded
 
 UNTIMED_S = 0.05
 """Between frames of a recording without times."""
@@ -42,7 +38,7 @@ class Recording:
 
 
 def load(path: Path) -> Recording:
-    """Read a recording (format: one JSON object a line with received_at, direction, url, frame; plain or .gz).
+    """Read a recording (format: `shared/recordings.py`).
 
     Raises:
         InputError: it cannot be read, with its line; or nothing in it comes from an exchange we know.
@@ -50,26 +46,22 @@ def load(path: Path) -> Recording:
     exchange = None
     frames: list[TimedFrame] = []
     rest: dict[str, list[TimedFrame]] = {}
-    first_s: float | None = None
+    first_ns: int | None = None
     at_s = 0.0
-    for number, data in _lines(path):
-        try:
-            direction, url, frame, received_at = data["direction"], data["url"], data["frame"], data.get("received_at")
-        except (KeyError, TypeError):
-            raise InputError(str(path), "must be an object with direction, url and frame", number) from None
-        if direction != "in":
+    for item in recorded(path):
+        if not item.inbound:
             continue
-        if received_at is None:
+        if item.received_ns is None:
             at_s += UNTIMED_S
         else:
-            first_s = received_at if first_s is None else first_s
-            at_s = max(at_s, received_at - first_s)
-        parts = urlsplit(url)
+            first_ns = item.received_ns if first_ns is None else first_ns
+            at_s = max(at_s, (item.received_ns - first_ns) / 1e9)
+        parts = urlsplit(item.url)
         exchange = _exchange(parts.hostname or "") or exchange
         if parts.scheme.startswith("http"):
-            rest.setdefault(f"{parts.path}?{parts.query}", []).append(TimedFrame(at_s, frame))
+            rest.setdefault(f"{parts.path}?{parts.query}", []).append(TimedFrame(at_s, item.frame))
         else:
-            frames.append(TimedFrame(at_s, frame))
+            frames.append(TimedFrame(at_s, item.frame))
     if exchange is None:
         raise InputError(str(path), f"no frame of a known exchange; known: {', '.join(HOSTS)}")
     if not frames:
@@ -82,16 +74,3 @@ def _exchange(host: str) -> str | None:
         if any(host == known or host.endswith("." + known) for known in hosts):
             return name
     return None
-
-
-def _lines(path: Path) -> Iterator[tuple[int, Any]]:
-    number = 0
-    try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-            for number, text in enumerate(file, 1):
-                if text.strip():
-                    yield number, orjson.loads(text)
-    except orjson.JSONDecodeError as error:
-        raise InputError(str(path), f"not JSON: {error}", number) from None
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(str(path), getattr(error, "strerror", None) or str(error), number or None) from None

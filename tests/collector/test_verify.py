@@ -9,8 +9,9 @@ import pytest
 
 from services.collector.exchanges import EXCHANGES
 from services.collector.feed import Feed
-from services.collector.verify import ok, recorded, verify
+from services.collector.verify import ok, verify
 from shared.errors import BadFrame, InputError, LinkLost, UnknownExchange, UsageError
+from shared.recordings import recorded
 
 CAPTURES = Path(__file__).parent / "captures"
 BOOK10 = CAPTURES / "kraken-book10-btcusd-crossbook.jsonl"

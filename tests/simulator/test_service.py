@@ -50,8 +50,8 @@ def test_a_recording_keeps_order_timing_and_rest_answers(recording):
     ("content", "words"),
     [
         ("nonsense", "line 1: not JSON"),
-        (line("x") + "\n[]", "line 2: must be an object"),
-        ("", "no frame of a known exchange"),
+        (line("x") + "\n[]", "line 2: must be a JSON object"),
+        ("", "empty; a recording has"),
         (line("x", url="wss://elsewhere.example"), "no frame of a known exchange"),
         (line("x", url=REST), "holds no WebSocket frame"),
     ],
