@@ -272,9 +272,11 @@ def _docker(say: Say, refused: tuple[str, ...]) -> Iterator[Broker]:
     if subprocess.run(["docker", "info"], capture_output=True, check=False).returncode != 0:
         raise Unsuitable("no Docker engine is running")
     try:
-        from testcontainers.core.container import DockerContainer  # only where it is used: a heavy import
+        from testcontainers.core.config import testcontainers_config  # only where they are used: heavy imports
+        from testcontainers.core.container import DockerContainer
     except ImportError:
         raise Unsuitable("the package testcontainers is not installed") from None
+    testcontainers_config.ryuk_disabled = True  # we stop it ourselves: one image less to pull
     port = free_port()
     # With variables the image merges nothing from its default file: every required setting is here.
     environment = {

@@ -189,6 +189,8 @@ class Feed:
         outputs: list[Output] = []
         for tracked in self._tracked.values():
             outputs += self._health(tracked, HealthEvent.CONNECTED, now_ns, "waiting for a snapshot")
+            if self.exchange.chain is Chain.UPDATE_IDS:
+                outputs.append(Fetch(tracked.native))  # at once: an unknown symbol shows itself by REST only
         return outputs
 
     def on_frame(self, frame: bytes | str, now_ns: int) -> list[Output]:
@@ -296,7 +298,7 @@ class Feed:
                 return outputs
             case Refused(native, words):
                 if native is not None:
-                    raise UnknownSymbol(self.exchange.name, self._name(native), words)
+                    raise UnknownSymbol(self.exchange.name, self.symbol_of(native), words)
                 raise SubscriptionRefused(self.exchange.name, words)
             case Closing(words):
                 raise LinkLost(f"{self.exchange.name} announced the end of the connection: {words}")
@@ -374,6 +376,8 @@ class Feed:
             if not tracked.synced:
                 return self._buffer(tracked, delta, now_ns)
             if delta.last_id <= tracked.last_id:
+                if tracked.health.state != "live":
+                    return self._verified(tracked, now_ns, None)  # superseded, but the stream shows itself
                 self.counts.duplicates += delta.last_id > tracked.snapshot_id  # older ones are merely superseded
                 return []
             return self._chained(tracked, delta, now_ns)
@@ -485,6 +489,7 @@ class Feed:
         tracked = self._tracked[native] = _Tracked(symbol, native, self._depth, now_ns)
         return tracked
 
-    def _name(self, native: str) -> str:
+    def symbol_of(self, native: str) -> str:
+        """Canonical name of a native one, as far as it is known."""
         tracked = self._tracked.get(native)
         return tracked.symbol if tracked is not None else native

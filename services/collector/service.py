@@ -209,11 +209,9 @@ class Collector:
 
     async def _connection(self, feed: Feed, natives: tuple[str, ...], http: httpx2.AsyncClient) -> None:
         async with _opened(self._exchange, self._settings.ws_url, natives, self._collector.connect_s) as socket:
-            self._emit(feed.on_connected(self._clock()))
             for frame in self._exchange.subscribe(natives, self._settings.book_depth):
                 await socket.send(frame)
-            link = _Link(self, feed, socket, http)
-            await link.run()
+            await _Link(self, feed, socket, http).run()
 
     def _emit(self, outputs: list[Output]) -> None:
         emitter = self._emitter
@@ -251,6 +249,7 @@ class _Link:
                 group.create_task(self._look())
                 if self._owner._exchange.ping_s is not None:
                     group.create_task(self._ping(self._owner._exchange.ping_s))
+                await self._act(self._feed.on_connected(self._owner._clock()))
                 await self._read()
         except BaseExceptionGroup as failures:
             raise _first(failures) from None
@@ -327,7 +326,7 @@ class _Link:
             return answer.content
         words = exchange.refusal(answer.status_code, answer.content) if exchange.refusal is not None else None
         if words is not None:
-            raise UnknownSymbol(exchange.name, native, words)
+            raise UnknownSymbol(exchange.name, self._feed.symbol_of(native), words)
         if answer.status_code in (418, 429):
             raise RateLimited(exchange.name, answer.status_code, _retry_after(answer.headers.get("retry-after")))
         if answer.status_code in (403, 451):

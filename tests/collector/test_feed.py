@@ -44,6 +44,18 @@ def binance() -> Feed:
     return feed_of("binance", {"BTCUSDT": "BTC-USDT", "ETHUSDT": "ETH-USDT"})
 
 
+def test_binance_asks_for_every_snapshot_on_connecting():
+    """An unknown symbol is silent on the stream: only the REST answer says that it does not exist."""
+    feed = Feed(EXCHANGES["binance"], {"BTCUSDT": "BTC-USDT", "X": "X-Y"}, 1000, 10, 2000 * MS, 0)
+    assert [out for out in feed.on_connected(0) if isinstance(out, Fetch)] == [Fetch("BTCUSDT"), Fetch("X")]
+
+
+def test_binance_a_superseded_diff_after_an_early_snapshot_shows_that_the_stream_flows(binance):
+    binance.on_rest("BTCUSDT", depth(100), 1)
+    assert ("BTC-USDT", "live") in states(binance.on_frame(diff(98, 99), 2))
+    assert binance.counts.duplicates == 0
+
+
 def test_binance_buffers_and_fetches_once_then_brackets_the_snapshot(binance):
     assert binance.on_frame(diff(100, 102), 1) == [Fetch("BTCUSDT")]
     assert binance.on_frame(diff(103, 105, bid=10.5), 2) == []
