@@ -1,6 +1,8 @@
-"""Every metric, in one place, with its unit and meaning. Served on `/metrics` where a port is set."""
+"""Every metric, in one place, with its unit and meaning. Served on `/metrics` where `metrics.port` is set."""
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import Counter, Gauge, Histogram, start_http_server
+
+from shared.errors import SettingsError
 
 _LATENCY_MS = (0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 
@@ -28,3 +30,17 @@ DECISIONS = Counter("arb_decisions_total", "Decisions", ["outcome", "mode"])
 MODEL_CALLS = Counter("arb_model_calls_total", "Calls of models", ["provider", "role", "outcome"])
 MODEL_LATENCY_MS = Histogram("arb_model_latency_ms", "Time of a model call (ms)", ["provider"], buckets=_LATENCY_MS)
 MODEL_COST_USD = Counter("arb_model_cost_usd_total", "Cost of model calls (USD)", ["provider"])
+
+
+def serve(host: str, port: int) -> None:
+    """Serve the metrics from a thread of their own; port 0 serves nothing.
+
+    Raises:
+        SettingsError: the port cannot be opened.
+    """
+    if port == 0:
+        return
+    try:
+        start_http_server(port, addr=host)
+    except OSError as error:
+        raise SettingsError(f"metrics.port {port} on {host}: {error.strerror or error}") from None

@@ -49,13 +49,17 @@ class LogSettings(_Section):
     json_lines: bool = Field(alias="json")
 
 
+class MetricsSettings(_Section):
+    port: int = Field(ge=0, le=65535)
+    host: str = Field(min_length=1)
+
+
 class CollectorSettings(_Section):
     levels: int = Field(ge=1, le=100)
     max_silence_ms: Ms
     first_data_s: float = Field(gt=0)
     connect_s: float = Field(gt=0)
     backoff_max_s: float = Field(gt=0)
-    cache_dir: str
 
 
 class Fee(_Section):
@@ -187,6 +191,7 @@ class Settings(BaseSettings):
 
     kafka: KafkaSettings
     log: LogSettings
+    metrics: MetricsSettings
     collector: CollectorSettings
     exchanges: dict[str, ExchangeSettings]
     detector: DetectorSettings

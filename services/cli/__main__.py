@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 
 from services.cli import output
-from shared import cluster, process, settings
+from shared import cluster, metrics, process, settings
 from shared.errors import ArbiterError
 
 app = typer.Typer(
@@ -52,9 +52,11 @@ def main() -> None:
         sys.exit(0)
 
 
-def _load(config: Path | None) -> settings.Settings:
+def _load(config: Path | None, *, service: bool = False) -> settings.Settings:
     loaded = settings.load(config)
     process.setup_logging(loaded.log)
+    if service:
+        metrics.serve(loaded.metrics.host, loaded.metrics.port)
     return loaded
 
 
@@ -69,7 +71,7 @@ def collect(
     """Follow one exchange: verified books, trades and health to its tick topic. Until SIGTERM or Ctrl-C."""
     from services.collector.__main__ import main as run  # services are heavy imports: only the one that runs
 
-    run(_load(config), exchange)
+    run(_load(config, service=True), exchange)
 
 
 @app.command()
@@ -77,7 +79,7 @@ def detect(config: Config = None) -> None:
     """Compare the books of each coin: opportunities and rejections. Until SIGTERM or Ctrl-C."""
     from services.detector.__main__ import main as run
 
-    run(_load(config))
+    run(_load(config, service=True))
 
 
 @app.command()
@@ -85,7 +87,7 @@ def decide(config: Config = None) -> None:
     """Judge each opportunity by rules and a panel of models: decisions. Until SIGTERM or Ctrl-C."""
     from services.decider.__main__ import main as run
 
-    run(_load(config))
+    run(_load(config, service=True))
 
 
 @app.command()

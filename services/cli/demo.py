@@ -190,6 +190,7 @@ class _Demo:
         self._exchanges = list(settings.enabled_exchanges())
         self._truth = logs / "truth.jsonl"
         environment = {**os.environ, f"{PREFIX}KAFKA_SERVERS": broker.kafka.servers}
+        environment[f"{PREFIX}METRICS_PORT"] = "0"  # several services on one machine cannot share a port
         if broker.kafka.options:
             environment[f"{PREFIX}KAFKA_OPTIONS"] = orjson.dumps(broker.kafka.options).decode()
         self._services = Services(environment, logs)

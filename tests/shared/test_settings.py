@@ -2,12 +2,14 @@
 
 import datetime
 import os
+import socket
+import urllib.request
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
 
-from shared import fees, settings
+from shared import fees, metrics, settings
 from shared.errors import SettingsError, UnknownExchange
 
 
@@ -71,6 +73,18 @@ def test_a_broken_file_is_named_with_its_line(tmp_path: Path) -> None:
     (tmp_path / "arb.toml").write_text("[detector]\nopen_net_bps =\n")
     with pytest.raises(SettingsError, match=r"arb\.toml: .*line 2"):
         settings.load()
+
+
+def test_metrics_are_served_on_the_port_that_is_set_and_a_taken_one_is_named():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(SettingsError, match=f"metrics.port {port} on 127.0.0.1"):
+            metrics.serve("127.0.0.1", port)
+    metrics.serve("127.0.0.1", port)
+    page = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5).read().decode()
+    assert "arb_ticks_dropped_total" in page
 
 
 def test_an_unknown_exchange_is_named_with_those_that_exist() -> None:
