@@ -215,7 +215,7 @@ class _Demo:
         finally:
             if self._picture is not None:
                 with watcher.lock:
-                    save_picture(render(board, self._header(board, began), time.time_ns(), 46), self._picture)
+                    save_picture(render(board, self._header(board, began), time.time_ns(), 170, 46), self._picture)
             report.seconds = round(time.monotonic() - began, 1)
             stop_ns = time.time_ns()
             with watcher.lock:
@@ -291,7 +291,8 @@ class _Demo:
                     return
                 if screen is not None:
                     with watcher.lock:
-                        picture = render(board, self._header(board, began), time.time_ns(), console.height)
+                        now_ns, size = time.time_ns(), console.size
+                        picture = render(board, self._header(board, began), now_ns, size.width, size.height)
                         screen.update(picture, refresh=True)
                 elif not quiet:
                     _print_new(watcher, console)

@@ -22,18 +22,32 @@ OUTCOME_STYLE = {"execute": "bold green", "hold": "yellow", "reject": "red"}
 PLACES = {"binance": "Bin", "coinbase": "Coi", "kraken": "Kra", "bybit": "Byb", "okx": "OKX"}
 
 
-def render(board: Board, header: str, now_ns: int, height: int) -> RenderableType:
-    """The whole screen, for a terminal of `height` lines."""
-    rows = max(3, (height - 24) // 2)
-    books = Panel(_books(board, now_ns), title="books", box=box.ROUNDED, padding=(0, 1))
-    gaps = Panel(_gaps(board, now_ns, 6), title=f"gaps open now: {len(board.open)}", box=box.ROUNDED, padding=(0, 1))
-    verdicts = Panel(_verdicts(board, 6), title="last verdicts", box=box.ROUNDED, padding=(0, 1))
-    decisions = Panel(_decisions(board, rows), title="last decisions", box=box.ROUNDED, padding=(0, 1))
+WIDE = 140
+"""Below so many columns the books take a line for each exchange, and all tables stand below each other."""
+
+
+def render(board: Board, header: str, now_ns: int, width: int, height: int) -> RenderableType:
+    """The whole screen, for a terminal of `width` columns and `height` lines."""
+    wide = width >= WIDE
+    exchanges = len({line.exchange for line in board.books.values()})
+    used = max(len(board.books), 12) + 8 if wide else exchanges + 20
+    rows = max(3, height - used)
+    listed = 6 if wide else 3
+    books = _panel(_books(board, now_ns) if wide else _exchanges(board, now_ns), "books")
+    gaps = _panel(_gaps(board, now_ns, listed), f"gaps open now: {len(board.open)}")
+    verdicts = _panel(_verdicts(board, listed + 1), "last verdicts")
+    decisions = _panel(_decisions(board, rows, wide), "last decisions")
+    if not wide:
+        return Group(Text(header, style="bold", no_wrap=True, overflow="ellipsis"), books, gaps, verdicts, decisions)
     upper = Table.grid(expand=True)
     upper.add_column(ratio=2)
     upper.add_column(ratio=3)
     upper.add_row(books, Group(gaps, verdicts))
     return Group(Text(header, style="bold", no_wrap=True, overflow="ellipsis"), upper, decisions)
+
+
+def _panel(content: RenderableType, title: str) -> Panel:
+    return Panel(content, title=title, box=box.ROUNDED, padding=(0, 1))
 
 
 def save_picture(picture: RenderableType, file: Path) -> None:
@@ -59,6 +73,19 @@ def _books(board: Board, now_ns: int) -> Table:
         state = Text(line.state if line.state == "live" or not line.reason else f"{line.state}: {line.reason}", style)
         age = f"{max(0, now_ns - line.alive_ns) // MS} ms" if line.alive_ns else "-"
         table.add_row(line.exchange, line.symbol, state, _price(line.bid), _price(line.ask), age)
+    return table
+
+
+def _exchanges(board: Board, now_ns: int) -> Table:
+    """One line an exchange: how many books are live, and what is wrong with the others."""
+    table = _table("exchange", "live", "oldest", "not live")
+    for name in sorted({line.exchange for line in board.books.values()}):
+        lines = [line for _, line in sorted(board.books.items()) if line.exchange == name]
+        live = [line for line in lines if line.state == "live"]
+        oldest = f"{max((now_ns - line.alive_ns) // MS for line in live)} ms" if live else "-"
+        troubles = ", ".join(f"{line.symbol} {line.state}" for line in lines if line.state != "live")
+        count = Text(f"{len(live)} of {len(lines)}", "green" if len(live) == len(lines) else "yellow")
+        table.add_row(name, count, oldest, Text(troubles, "red"))
     return table
 
 
@@ -92,22 +119,25 @@ def _verdict(item: Opportunity | Rejection) -> Text:
     return Text(f"opened: {item.profit_usd:.2f} USD", style="green")
 
 
-def _decisions(board: Board, rows: int) -> RenderableType:
+def _decisions(board: Board, rows: int, wide: bool) -> RenderableType:
     if not board.decided:
         return Text("none yet", style="dim")
-    table = _table("time", "coin", "outcome", "reason", "score", "sentiment", "risk", "volatility", "ms", "cost USD")
+    columns = ("coin", "outcome", "reason", "score", "sentiment", "risk", "volatility", "cost USD")
+    table = _table(*(("time", *columns[:-1], "ms", columns[-1]) if wide else columns))
     for decision in list(board.decided)[-rows:][::-1]:
         roles = {record.role: record for record in decision.roles}
-        table.add_row(
-            f"{datetime.datetime.fromtimestamp(decision.decided_ns / 1e9):%H:%M:%S}",
+        cells: list[RenderableType] = [
             decision.base,
             Text(decision.outcome, style=OUTCOME_STYLE[decision.outcome]),
             decision.reason,
             score(decision),
             *(_role(roles.get(role)) for role in ("sentiment", "risk", "volatility")),
-            str(decision.panel.elapsed_ms),
             f"{decision.panel.cost_usd:.6f}",
-        )
+        ]
+        if wide:
+            cells.insert(0, f"{datetime.datetime.fromtimestamp(decision.decided_ns / 1e9):%H:%M:%S}")
+            cells.insert(-1, str(decision.panel.elapsed_ms))
+        table.add_row(*cells)
     return table
 
 

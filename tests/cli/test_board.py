@@ -1,8 +1,12 @@
 """The demo's counts, and the comparison with the truth that its report rests on."""
 
+import io
+
 import pytest
+from rich.console import Console
 
 from services.cli.board import Board, Report, percentiles
+from services.cli.screen import render
 from services.cli.watch import line
 from shared import messages, topics
 from shared.messages import decode
@@ -121,3 +125,20 @@ def test_each_kind_is_one_line_for_people():
     assert "opened: buy binance BTC-USDT, sell kraken BTC-USD" in line(opportunity("opened", 1))
     health = decode(messages.health_value("kraken", "BTC-USD", 3, 5, "gap", "why", 5, 5))
     assert line(health).endswith("kraken BTC-USD gap: why")
+
+
+@pytest.mark.parametrize(("width", "height"), [(170, 46), (100, 40), (80, 24)])
+def test_the_screen_fits_its_terminal_and_says_what_is_wrong(width, height):
+    made = board(*(opportunity("opened", 1000 + n, identity=str(n)) for n in range(20)))
+    for n in range(12):
+        value = messages.book_value("binance", f"C{n}-USD", 1, 5, None, [(1.0, 1.0)], [(2.0, 1.0)])
+        made.take("tick-data-binance", decode(value), 5)
+    made.take("tick-data-kraken", decode(messages.health_value("kraken", "BTC-USD", 3, 5, "checksum", "w", 5, 5)), 5)
+    console = Console(width=width, file=io.StringIO(), force_terminal=False)
+    console.print(render(made, "header", 2000 * MS, width, height))
+    lines = console.file.getvalue().splitlines()
+    assert max(len(text) for text in lines) <= width
+    text = "\n".join(lines)
+    assert "gaps open now: 20" in text
+    assert "checksum" in text
+    assert "last decisions" in text
