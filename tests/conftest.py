@@ -4,9 +4,14 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from services.cli.broker import start_broker
 from shared.settings import KafkaSettings
+
+# No deadline for an example: machines are noisy, and a timed test says nothing about the code.
+settings.register_profile("arbiter", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("arbiter")
 
 
 @pytest.fixture(scope="session")
