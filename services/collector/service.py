@@ -198,12 +198,10 @@ class Collector:
                 self._emit(feed.on_lost(self._clock(), "collector stopped"))
                 raise
             self._emit(feed.on_lost(self._clock(), reason))
-            if not feed.unverified():
+            if len(feed.unverified()) < len(names):
                 waits = delays(self._collector.backoff_max_s, self._draw)  # data, not a handshake, proves the link
+            metrics.RECONNECTS.labels(exchange=exchange.name, reason="lost" if wait_s is None else "rate_limited").inc()
             wait_s = next(waits) if wait_s is None else wait_s
-            metrics.RECONNECTS.labels(
-                exchange=exchange.name, reason="rate_limited" if wait_s is not None else "lost"
-            ).inc()
             log.warning("feed lost", exchange=exchange.name, reason=reason, again_in_s=round(wait_s, 2))
             await self._sleep(wait_s)
 

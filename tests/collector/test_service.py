@@ -9,6 +9,7 @@ from typing import Any
 
 import orjson
 import pytest
+from prometheus_client import REGISTRY
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.datastructures import Headers
 from websockets.http11 import Request, Response
@@ -212,6 +213,8 @@ async def test_binance_an_unknown_symbol_is_named():
     def rest(path: str) -> tuple[int, bytes, dict[str, str]]:
         return 400, b'{"code":-1121,"msg":"Invalid symbol."}', {}
 
+    labels = {"exchange": "binance", "reason": "rate_limited"}
+    before = REGISTRY.get_sample_value("arb_reconnects_total", labels) or 0
     async with exchange(handler, rest) as port:
         with pytest.raises(UnknownSymbol, match=r"binance does not list BTC-USDT \(Invalid symbol"):
             await collector("binance", port, ["BTC-USDT"], Published(), []).run(asyncio.Event())
@@ -229,6 +232,7 @@ async def test_binance_a_rate_limit_is_waited_out_as_told():
     async with exchange(handler, rest) as port, running(collector("binance", port, ["BTC-USDT"], published, waits)):
         await published.until(lambda: waits)
     assert waits[0] == 37.0
+    assert (REGISTRY.get_sample_value("arb_reconnects_total", labels) or 0) > before
 
 
 async def test_a_cash_pair_goes_to_fx_rates_only():
