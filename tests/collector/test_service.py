@@ -213,14 +213,15 @@ async def test_binance_an_unknown_symbol_is_named():
     def rest(path: str) -> tuple[int, bytes, dict[str, str]]:
         return 400, b'{"code":-1121,"msg":"Invalid symbol."}', {}
 
-    labels = {"exchange": "binance", "reason": "rate_limited"}
-    before = REGISTRY.get_sample_value("arb_reconnects_total", labels) or 0
     async with exchange(handler, rest) as port:
         with pytest.raises(UnknownSymbol, match=r"binance does not list BTC-USDT \(Invalid symbol"):
             await collector("binance", port, ["BTC-USDT"], Published(), []).run(asyncio.Event())
 
 
 async def test_binance_a_rate_limit_is_waited_out_as_told():
+    labels = {"exchange": "binance", "reason": "rate_limited"}
+    before = REGISTRY.get_sample_value("arb_reconnects_total", labels) or 0
+
     async def handler(connection: ServerConnection) -> None:
         await connection.send(binance_diff(100, 101))
         await connection.wait_closed()
