@@ -12,7 +12,6 @@ from decimal import Decimal
 from enum import StrEnum
 
 import orjson
-import structlog
 from pydantic import SecretStr
 
 from services.decider import budget as money
@@ -23,8 +22,6 @@ from services.decider.scoring import ROLES
 from shared import metrics
 from shared.messages import Decision, Mode, Opportunity, Outcome, Panel, Role, RoleRecord, Rules, Score, Tokens
 from shared.settings import ModelSettings, Settings
-
-log = structlog.get_logger()
 
 MS = 1_000_000
 
