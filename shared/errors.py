@@ -84,11 +84,15 @@ class BrokerUnavailable(DependencyMissing):
 
 
 class FeedError(ArbiterError):
-    """The link to an exchange cannot be trusted any more; the caller reconnects."""
+    """The link to an exchange cannot be trusted any more; the caller reconnects. `label` counts it in the metrics."""
+
+    label = "lost"
 
 
 class BadFrame(FeedError):
     """A frame that its protocol does not allow; the first bytes are kept for the log."""
+
+    label = "bad_frame"
 
     def __init__(self, exchange: str, frame: bytes | str, problem: object) -> None:
         self.frame = frame[:200]
@@ -98,13 +102,20 @@ class BadFrame(FeedError):
 class LinkLost(FeedError):
     """The connection closed, fell silent or could not be made."""
 
+    def __init__(self, words: str, label: str = "lost") -> None:
+        self.label = label
+        super().__init__(words)
+
 
 class RateLimited(FeedError):
-    """The exchange asked us to wait."""
+    """The exchange asked us to wait; `said` is its HTTP status or its words."""
 
-    def __init__(self, exchange: str, status: int, retry_after_s: float) -> None:
+    label = "rate_limited"
+
+    def __init__(self, exchange: str, said: int | str, retry_after_s: float) -> None:
         self.retry_after_s = retry_after_s
-        super().__init__(f"{exchange}: HTTP {status}, waiting {retry_after_s:g} s as told")
+        words = f"HTTP {said}" if isinstance(said, int) else said
+        super().__init__(f"{exchange}: {words}, waiting {retry_after_s:g} s as told")
 
 
 class UndecodableRecord(ArbiterError):

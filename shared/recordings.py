@@ -6,10 +6,30 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 import orjson
 
 from shared.errors import InputError
+
+HOSTS = {
+    "binance": ("binance.com", "binance.vision", "binance.us"),
+    "coinbase-exchange": ("ws-feed.pro.coinbase.com", "ws-feed.exchange.coinbase.com"),
+    "coinbase": ("advanced-trade-ws.coinbase.com",),
+    "kraken": ("kraken.com",),
+    "bybit": ("bybit.com",),
+    "okx": ("okx.com",),
+}
+"""Which protocol is spoken where."""
+
+
+def protocol_of(url: str) -> str | None:
+    """Name of the protocol that an address belongs to; None for one we do not know."""
+    host = urlsplit(url).hostname or ""
+    for name, hosts in HOSTS.items():
+        if any(host == known or host.endswith("." + known) for known in hosts):
+            return name
+    return None
 
 
 class Recorded(NamedTuple):

@@ -60,6 +60,16 @@ class CollectorSettings(_Section):
     first_data_s: float = Field(gt=0)
     connect_s: float = Field(gt=0)
     backoff_max_s: float = Field(gt=0)
+    fast_tops: bool
+    refresh_s: float = Field(gt=0)
+    instruments_s: float = Field(gt=0)
+    clock_s: float = Field(gt=0)
+
+
+class AssetsSettings(_Section):
+    """Base assets that may be watched. Equal tickers can be different coins: each one is a decision."""
+
+    allow: tuple[str, ...]
 
 
 class Fee(_Section):
@@ -68,6 +78,14 @@ class Fee(_Section):
     valid_from: datetime.date
     taker_bps: Bps
     symbol: str | None = None
+
+
+class SecondSource(_Section):
+    """Another protocol that brings the same books, used while the first one brings no data."""
+
+    protocol: str = Field(min_length=1)
+    ws_url: str = Field(pattern=r"^wss?://")
+    rest_url: str = Field(pattern=r"^https?://")
 
 
 class ExchangeSettings(_Section):
@@ -81,6 +99,7 @@ class ExchangeSettings(_Section):
     fees: tuple[Fee, ...]
     min_notional_usd: Usd
     lot_step: Decimal = Field(gt=0)
+    second: SecondSource | None = None
 
     @model_validator(mode="after")
     def _canonical(self) -> "ExchangeSettings":
@@ -193,12 +212,25 @@ class Settings(BaseSettings):
     log: LogSettings
     metrics: MetricsSettings
     collector: CollectorSettings
+    assets: AssetsSettings
     exchanges: dict[str, ExchangeSettings]
     detector: DetectorSettings
     decider: DeciderSettings
     providers: dict[str, ProviderSettings]
     roles: dict[Literal["sentiment", "risk", "volatility"], RoleSettings]
     models: dict[str, ModelSettings]
+
+    @model_validator(mode="after")
+    def _allowed(self) -> "Settings":
+        for name, exchange in self.exchanges.items():
+            for symbol in exchange.symbols:
+                base = symbols.base_of(symbol)
+                if base not in self.assets.allow and base not in symbols.CASH:
+                    raise ValueError(
+                        f"exchanges.{name}.symbols: {base} of {symbol} is not in assets.allow; add it there if it is "
+                        "the same coin on every exchange that lists the ticker"
+                    )
+        return self
 
     @model_validator(mode="after")
     def _references(self) -> "Settings":

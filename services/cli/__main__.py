@@ -14,8 +14,9 @@ import typer
 from rich.console import Console
 
 from services.cli import output
+from services.cli.faults import faults_app
 from shared import cluster, metrics, process, settings
-from shared.errors import ArbiterError
+from shared.errors import ArbiterError, InputError, UsageError
 
 app = typer.Typer(
     help="Arbiter watches the same coins on several exchanges, finds price gaps that still pay after depth, fees and "
@@ -28,6 +29,7 @@ app = typer.Typer(
 )
 topics_app = typer.Typer(help="The topics of the cluster: create them, compare them.", no_args_is_help=True)
 app.add_typer(topics_app, name="topics")
+app.add_typer(faults_app, name="faults")
 
 Config = Annotated[
     Path | None, typer.Option("--config", help="Settings file; default: ARB_CONFIG, else ./arb.toml, else defaults.")
@@ -65,13 +67,19 @@ def _load(config: Path | None, *, service: bool = False) -> settings.Settings:
 
 @app.command()
 def collect(
-    exchange: Annotated[str, typer.Argument(help="Exchange, as in the settings: binance, coinbase, kraken.")],
+    exchange: Annotated[
+        str, typer.Argument(help="Exchange, as in the settings: binance, coinbase, kraken, bybit, okx.")
+    ],
+    shard: Annotated[
+        str, typer.Option(help="I/N: process I (from 1) of N follows its part of the symbols; all with equal settings.")
+    ] = "1/1",
     config: Config = None,
 ) -> None:
     """Follow one exchange: verified books, trades and health to its tick topic. Until SIGTERM or Ctrl-C."""
     from services.collector.__main__ import main as run  # services are heavy imports: only the one that runs
 
-    run(_load(config, service=True), exchange)
+    part = output.shard(shard)
+    run(_load(config, service=True), exchange, part)
 
 
 @app.command()
@@ -102,14 +110,19 @@ def simulate(
         float, typer.Option(help="Share of model calls that fail, are late or wrong.", min=0, max=1)
     ] = 0.04,
     port: Annotated[
-        list[str] | None, typer.Option(help="NAME=PORT, such as kraken=9001 or models=9100; default: free ports.")
+        list[str] | None,
+        typer.Option(help="NAME=PORT, such as kraken=9001, models=9100 or control=9099; default: free ports."),
+    ] = None,
+    faults: Annotated[
+        Path | None, typer.Option(help="Faults to inject: a TOML file of [[fault]] tables with kind and exchange.")
     ] = None,
     config: Config = None,
 ) -> None:
     """Stand in for the exchanges and the models, in their own protocols, on the loopback interface.
 
     Prints one JSON line with the addresses when it is ready: put them into the settings
-    (ARB_EXCHANGES_KRAKEN='{"ws_url": "..."}'). Without --capture it generates books and opens gaps.
+    (ARB_EXCHANGES_KRAKEN='{"ws_url": "..."}'). Without --capture it generates books and opens gaps. `arb faults`
+    switches faults while it runs; its line says where ("control_url").
     """
     from services.simulator.__main__ import Options
     from services.simulator.__main__ import main as run
@@ -123,6 +136,7 @@ def simulate(
         rate=rate,
         truth=truth,
         model_faults=model_faults,
+        faults=faults,
         ports=ports,
     )
     run(_load(config), options)
@@ -223,19 +237,58 @@ def watch(
 # ---------------------------------------------------------------- one file, one case
 
 
+@app.command("instruments")
+def list_instruments(
+    exchange: Annotated[str, typer.Argument(help="Exchange, as in the settings.")],
+    symbol: Annotated[list[str] | None, typer.Option(help="Only this one, such as BTC-USDT (may be repeated).")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All that are listed, not only those configured.")] = False,
+    as_json: AsJson = False,
+    config: Config = None,
+) -> None:
+    """What an exchange lists: native names, tick and lot steps, least orders, status. Asks it, else reads the disk.
+
+    Ends 1 if a symbol is not listed or not traded, 3 if neither the exchange nor a copy on disk can be had.
+    """
+    from services.cli.instruments import run
+
+    loaded = _load(config)
+    good = run(loaded, exchange, tuple(symbol or ()), everything, as_json, stdout, stderr)
+    raise typer.Exit(0 if good else 1)
+
+
 @app.command()
 def verify(
-    exchange: Annotated[str, typer.Argument(help="Exchange whose protocol the file speaks.")],
-    file: Annotated[Path, typer.Argument(help="Captured frames, one JSON object a line; plain or .gz.")],
+    exchange: Annotated[str | None, typer.Argument(help="Exchange whose protocol the file speaks.")] = None,
+    file: Annotated[Path | None, typer.Argument(help="Captured frames, one JSON object a line; plain or .gz.")] = None,
+    folder: Annotated[
+        Path | None, typer.Option("--all", help="Verify every recording in this folder, and damaged copies of them.")
+    ] = None,
+    runs: Annotated[int, typer.Option(help="With --all: damaged copies for each exchange.", min=0)] = 500,
     as_json: AsJson = False,
 ) -> None:
     """Run a recording through the collector's adapter: are the books right?
 
-    Needs no network and no settings. Ends 0 if every book verified, 1 if not, 2 for a file that cannot be read.
+    With --all also damaged copies of each (frames dropped, repeated, reordered, cut, bits flipped): is a live book
+    ever wrong? Needs no network and no settings. Ends 0 if every book verified, 1 if not, 2 for a file that cannot
+    be read.
     """
-    from services.collector.verify import ok
+    from services.collector.verify import ok, verify_all
     from services.collector.verify import verify as run
 
+    if (folder is None) == (exchange is None or file is None) or (folder is not None and exchange is not None):
+        raise UsageError("arb verify takes EXCHANGE and FILE, or --all FOLDER")
+    if folder is not None:
+        if not folder.is_dir():
+            raise InputError(str(folder), "is not a folder")
+        with _quiet(), stderr.status("verifying") as status:
+            everything = verify_all(folder, runs, status.update)
+        if as_json:
+            print(orjson.dumps(everything).decode())  # noqa: T201
+        else:
+            output.print_verifications(stdout, everything)
+        raise typer.Exit(0 if everything["ok"] else 1)
+    assert exchange is not None
+    assert file is not None
     with _quiet():
         report = run(exchange, file)
     if as_json:

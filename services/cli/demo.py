@@ -250,7 +250,9 @@ class _Demo:
             simulator.wait(5)
             raise DependencyMissing("; ".join(self._services.failed()))
         where = orjson.loads(text)
-        environment = {KEY_VARIABLE: "simulator"}
+        self._say(f"let something go wrong: arb faults add stall kraken --for-s 5 --url {where['control_url']}")
+        # The simulator's symbols must not replace what is kept of the real exchanges.
+        environment = {KEY_VARIABLE: "simulator", "ARB_CACHE_DIR": str(self._logs / "cache")}
         for name, address in where["exchanges"].items():
             environment[f"{PREFIX}EXCHANGES_{name.upper()}"] = orjson.dumps(address).decode()
         provider = orjson.dumps({"base_url": where["model_base_url"], "api_key_env": KEY_VARIABLE}).decode()

@@ -1,27 +1,41 @@
 """Wiring of the collector: settings, exchange, publisher, run."""
 
 from services.collector.exchanges import exchange_named
+from services.collector.instruments import shard as share_of
 from services.collector.service import Collector
 from shared import cluster, kafka, process, symbols, topics
 from shared.errors import SettingsError
-from shared.settings import Settings
+from shared.settings import Settings, cache_dir
 
 
-def main(settings: Settings, exchange: str) -> None:
+def main(settings: Settings, exchange: str, shard: tuple[int, int] = (1, 1)) -> None:
     """Collect one exchange until SIGTERM or SIGINT.
+
+    Args:
+        shard: (i, n): this process is number i (from 1) of n and follows its part of the symbols.
 
     Raises:
         UnknownExchange, SettingsError, UnknownSymbol, SubscriptionRefused: exit 2.
         BrokerUnavailable: exit 3.
     """
-    chosen = exchange_named(exchange)
     configured = settings.exchange(exchange)
-    wanted = {topics.FX_RATES if symbols.is_rate(symbol) else topics.ticks(exchange) for symbol in configured.symbols}
+    protocol = exchange_named(exchange)
+    if protocol.depths and configured.book_depth not in protocol.depths:
+        allowed = ", ".join(str(depth) for depth in protocol.depths)
+        raise SettingsError(f"exchanges.{exchange}.book_depth: {configured.book_depth}, allowed are {allowed}")
+    if configured.second is not None:
+        exchange_named(configured.second.protocol)
+    mine = share_of(configured.symbols, *shard)
+    wanted = {topics.FX_RATES if symbols.is_rate(symbol) else topics.ticks(exchange) for symbol in mine}
     if not wanted:
-        raise SettingsError(f"exchanges.{exchange}.symbols is empty: nothing to collect")
+        which = "" if shard == (1, 1) else f" for shard {shard[0]}/{shard[1]} of {len(configured.symbols)} symbols"
+        raise SettingsError(f"exchanges.{exchange}.symbols is empty{which}: nothing to collect")
     cluster.require_topics(settings.kafka, sorted(wanted))
-    publisher = kafka.Publisher(kafka.tick_producer(settings.kafka, f"collector-{exchange}"), drop_when_full=True)
-    collector = Collector(chosen, configured, settings.collector, publisher)
+    client = f"collector-{exchange}" if shard == (1, 1) else f"collector-{exchange}-{shard[0]}"
+    publisher = kafka.Publisher(kafka.tick_producer(settings.kafka, client), drop_when_full=True)
+    collector = Collector(
+        exchange, configured, settings.collector, publisher, cache=cache_dir(), shard=shard, protocol=protocol
+    )
     try:
         process.run_async(collector.run)
     finally:

@@ -1,11 +1,13 @@
-"""One order book: snapshot and absolute changes in, sorted levels out. Pure, no sequence rules (see feed.py)."""
+"""One order book: snapshot and absolute changes in, sorted levels out. Pure, no sequence rules (see keeper.py)."""
 
 import math
 from bisect import bisect_left, insort
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 Level = tuple[float, float]
 """Price (quote per base) and size (base); size 0 in a change removes the level."""
+
+_INFINITY = math.inf
 
 
 class Side:
@@ -14,38 +16,76 @@ class Side:
     Keys are prices for bids and negated prices for asks; in both the largest is the best.
     """
 
-    __slots__ = ("keys", "levels", "sign", "tokens")
+    __slots__ = ("_text", "keys", "levels", "sign", "tokens")
 
     def __init__(self, sign: int) -> None:
         self.sign = sign
         self.keys: list[float] = []
         self.levels: dict[float, Level] = {}
         self.tokens: dict[float, str] = {}
+        self._text: str | None = None  # of the best levels' tokens; made anew when one of them changes
 
-    def set(self, level: Level, token: str | None = None) -> float | None:
-        """Put a level in place; returns its key, None if nothing changed (an unknown price removed).
-
-        `token` is the level as the exchange's checksum wants it.
+    def replace(self, levels: Iterable[Level], tokens: Sequence[str] | None = None) -> None:
+        """Start over with these levels, in any order; a later one of the same price counts.
 
         Raises:
             ValueError: price not positive and finite, or size negative or not finite.
         """
-        price, size = level
-        if not (0 < price < math.inf and 0 <= size < math.inf):
-            raise ValueError(f"impossible level {level}")
-        key = price * self.sign
-        if size == 0:
-            if self.levels.pop(key, None) is None:
-                return None
-            self.tokens.pop(key, None)
-            del self.keys[bisect_left(self.keys, key)]
-            return key
-        if key not in self.levels:
-            insort(self.keys, key)
-        self.levels[key] = level
-        if token is not None:
-            self.tokens[key] = token
-        return key
+        sign = self.sign
+        found: dict[float, Level] = {}
+        for level in levels:
+            price, size = level
+            if not (0 < price < _INFINITY and 0 <= size < _INFINITY):
+                raise ValueError(f"impossible level {level}")
+            if size:
+                found[price * sign] = level
+            else:
+                found.pop(price * sign, None)
+        self.levels = found
+        self.keys = sorted(found)
+        self.tokens = {}
+        self._text = None
+        if tokens is not None:
+            for (price, size), token in zip(levels, tokens, strict=True):
+                if size:
+                    self.tokens[price * sign] = token
+
+    def change(self, changes: Iterable[Level], watched: int, tokens: Sequence[str] | None = None) -> bool:
+        """Apply changes in the order sent; whether one of the best `watched` levels has changed.
+
+        `tokens` are the levels as the exchange's checksum wants them.
+
+        Raises:
+            ValueError: price not positive and finite, or size negative or not finite.
+        """
+        keys, levels, sign = self.keys, self.levels, self.sign
+        floor = keys[-watched] if 0 < watched <= len(keys) else -_INFINITY
+        touched = False
+        for number, level in enumerate(changes):
+            price, size = level
+            if not (0 < price < _INFINITY and 0 <= size < _INFINITY):
+                raise ValueError(f"impossible level {level}")
+            key = price * sign
+            if size:
+                known = levels.get(key)
+                if known is None:
+                    insort(keys, key)
+                levels[key] = level
+                if tokens is not None:
+                    self.tokens[key] = tokens[number]
+                    self._text = None
+                elif known == level:
+                    continue
+            else:
+                if levels.pop(key, None) is None:
+                    continue  # an unknown price removed: normal
+                if tokens is not None:
+                    self.tokens.pop(key, None)
+                    self._text = None
+                del keys[bisect_left(keys, key)]
+            if key >= floor:
+                touched = True
+        return touched
 
     def top(self, count: int) -> list[Level]:
         """The best `count` levels, best first."""
@@ -53,9 +93,12 @@ class Side:
         return [levels[key] for key in self.keys[: -count - 1 : -1]]
 
     def top_tokens(self, count: int) -> str:
-        """Checksum text of the best `count` levels, best first."""
-        tokens = self.tokens
-        return "".join([tokens[key] for key in self.keys[: -count - 1 : -1]])
+        """Checksum text of the best `count` levels, best first; always the same count for one side."""
+        text = self._text
+        if text is None:
+            tokens = self.tokens
+            text = self._text = "".join([tokens[key] for key in self.keys[: -count - 1 : -1]])
+        return text
 
     def truncate(self, depth: int) -> None:
         """Drop all but the best `depth` levels."""
@@ -65,6 +108,7 @@ class Side:
                 del self.levels[key]
                 self.tokens.pop(key, None)
             del self.keys[:excess]
+            self._text = None
 
 
 class Book:
@@ -83,59 +127,55 @@ class Book:
 
     def replace(
         self,
-        bids: Iterable[Level],
-        asks: Iterable[Level],
-        bid_tokens: Iterable[str] | None = None,
-        ask_tokens: Iterable[str] | None = None,
+        bids: Sequence[Level],
+        asks: Sequence[Level],
+        bid_tokens: Sequence[str] | None = None,
+        ask_tokens: Sequence[str] | None = None,
     ) -> None:
         """Start over from a snapshot.
 
         Raises:
             ValueError: an impossible level.
         """
-        self.bids, self.asks = Side(1), Side(-1)
-        self.apply(bids, asks, 0, bid_tokens, ask_tokens)
+        self.bids.replace(bids, bid_tokens)
+        self.asks.replace(asks, ask_tokens)
+        self._truncate()
 
     def apply(
         self,
-        bids: Iterable[Level],
-        asks: Iterable[Level],
+        bids: Sequence[Level],
+        asks: Sequence[Level],
         watched: int = 0,
-        bid_tokens: Iterable[str] | None = None,
-        ask_tokens: Iterable[str] | None = None,
+        bid_tokens: Sequence[str] | None = None,
+        ask_tokens: Sequence[str] | None = None,
     ) -> bool:
-        """Apply changes in the order sent, then truncate; whether the best `watched` levels may have changed.
+        """Apply changes in the order sent, then truncate; whether one of the best `watched` levels has changed.
 
         Raises:
             ValueError: an impossible level.
         """
-        touched = self._apply_side(self.bids, bids, bid_tokens, watched)
-        return self._apply_side(self.asks, asks, ask_tokens, watched) or touched
-
-    def _apply_side(self, side: Side, changes: Iterable[Level], tokens: Iterable[str] | None, watched: int) -> bool:
-        floor = side.keys[-watched] if 0 < watched <= len(side.keys) else -math.inf
-        touched = False
-        if tokens is None:
-            for level in changes:
-                key = side.set(level)
-                if key is not None and key >= floor:
-                    touched = True
-        else:
-            for level, token in zip(changes, tokens, strict=True):
-                key = side.set(level, token)
-                if key is not None and key >= floor:
-                    touched = True
+        touched = bool(bids) and self.bids.change(bids, watched, bid_tokens)
+        if asks and self.asks.change(asks, watched, ask_tokens):
+            touched = True
         if self.depth is not None:
-            side.truncate(self.depth)
+            self._truncate()
         return touched
+
+    def _truncate(self) -> None:
+        depth = self.depth
+        if depth is not None:
+            if len(self.bids.keys) > depth:
+                self.bids.truncate(depth)
+            if len(self.asks.keys) > depth:
+                self.asks.truncate(depth)
 
     def fault(self) -> str | None:
         """Why this cannot be a real book: a side empty, or bid not below ask. None if it can."""
-        if not self.bids.keys or not self.asks.keys:
+        bids, asks = self.bids.keys, self.asks.keys
+        if not bids or not asks:
             return "a side is empty"
-        bid, ask = self.bids.keys[-1], -self.asks.keys[-1]
-        if bid >= ask:
-            return f"bid {bid!r} is not below ask {ask!r}"
+        if bids[-1] >= -asks[-1]:
+            return f"bid {bids[-1]!r} is not below ask {-asks[-1]!r}"
         return None
 
     def best(self) -> tuple[float, float] | None:

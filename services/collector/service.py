@@ -1,386 +1,400 @@
-"""The collector's shell: sockets, REST calls and Kafka. What it all means is decided in feed.py."""
+"""The collector's shell: which connections there are, when one takes the place of another, and what is asked by REST
+beside them (what the exchange lists, what time it is there)."""
 
 import asyncio
-import contextlib
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import httpx2
 import structlog
-from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import InvalidStatus, WebSocketException
 
-from services.collector.exchanges.base import Exchange
-from services.collector.feed import (
-    BookChanged,
-    Feed,
-    Fetch,
-    HealthChanged,
-    Output,
-    Reconnect,
-    Send,
-    Traded,
-)
-from shared import metrics, topics
-from shared.errors import ArbiterError, FeedError, LinkLost, RateLimited, SubscriptionRefused, UnknownSymbol
+from services.collector import instruments
+from services.collector.allowance import Allowance
+from services.collector.clock import ClockOffset, offset
+from services.collector.emitter import Emitter
+from services.collector.exchanges import exchange_named
+from services.collector.exchanges.base import Exchange, parse_answer, parse_listing
+from services.collector.feed import Feed
+from services.collector.instruments import Catalog
+from services.collector.keeper import Timing
+from services.collector.link import Link, Source, delays
+from services.collector.outputs import HealthChanged
+from services.collector.rest import Rest
+from shared import metrics
+from shared.errors import ArbiterError, FeedError, LinkLost, RateLimited, SubscriptionRefused
 from shared.kafka import Publisher
-from shared.messages import book_value, health_value, rate_value, trade_value
 from shared.settings import CollectorSettings, ExchangeSettings
-from shared.symbols import base_of, is_rate
 
 log = structlog.get_logger()
 
-MAX_FRAME_BYTES = 64 * 1024 * 1024
-"""A Coinbase snapshot of BTC-USD is several MB; the library's limit of 1 MiB would close the connection."""
+REPLACE_S = 30.0
+"""A connection that takes over has so long to bring all books; then it takes over with those that it has."""
 
-DEAD_S = 5.0
-"""Without any frame or pong for so long a connection is given up (Kraken's documentation names five seconds)."""
+SWITCH_AFTER = 3
+"""After so many connections without a book the other source is tried."""
 
-LOOK_S = 0.1
-
-
-def delays(most_s: float, draw: Callable[[float, float], float] = random.uniform) -> Iterator[float]:
-    """Waits before a new connection, in seconds: exponential with full jitter, so that many do not come at once."""
-    most = 0.5
-    while True:
-        yield draw(0.0, min(most, most_s))
-        most = min(most * 2, most_s)
-
-
-class Emitter:
-    """Feed outputs to Kafka messages. One counter per symbol numbers all messages about it."""
-
-    def __init__(self, exchange: str, publisher: Publisher, started_ns: int) -> None:
-        self._exchange = exchange
-        self._publisher = publisher
-        self._topic = topics.ticks(exchange)
-        self._started = started_ns // 1_000_000
-        self._sequences: dict[str, int] = {}
-        self._rates: dict[str, tuple[float, float]] = {}
-        self._rate_states: dict[str, str] = {}
-        self._books = metrics.TICKS.labels(exchange=exchange, kind="book")
-        self._trades = metrics.TICKS.labels(exchange=exchange, kind="trade")
-
-    def book(self, out: BookChanged) -> None:
-        symbol = out.symbol
-        sequence = self._next(symbol)
-        if is_rate(symbol):
-            self._rates[symbol] = (out.bids[0][0], out.asks[0][0])
-            self._rate(symbol, sequence, out.received_ns, out.exchange_ns)
-            return
-        value = book_value(self._exchange, symbol, sequence, out.received_ns, out.exchange_ns, out.bids, out.asks)
-        self._publisher.publish(self._topic, base_of(symbol), value)
-        self._books.inc()
-
-    def trade(self, out: Traded) -> None:
-        if is_rate(out.symbol):
-            return
-        trade = out.trade
-        value = trade_value(
-            self._exchange,
-            out.symbol,
-            self._next(out.symbol),
-            out.received_ns,
-            trade.exchange_ns,
-            trade.price,
-            trade.size,
-            trade.taker_side,
-            trade.trade_id,
-        )
-        self._publisher.publish(self._topic, base_of(out.symbol), value)
-        self._trades.inc()
-
-    def health(self, out: HealthChanged) -> None:
-        symbol = out.symbol
-        sequence = self._next(symbol)
-        metrics.BOOK_STATE.labels(exchange=self._exchange, symbol=symbol).set(out.state == "live")
-        if self._rate_states.get(symbol) != out.state:
-            self._rate_states[symbol] = out.state
-            metrics.BOOK_CHANGES.labels(exchange=self._exchange, state=out.state).inc()
-            log.info("book", exchange=self._exchange, symbol=symbol, state=out.state, reason=out.reason)
-        if is_rate(symbol):
-            self._rate(symbol, sequence, out.received_ns, None)
-            return
-        value = health_value(
-            self._exchange, symbol, sequence, out.received_ns, out.state, out.reason, out.since_ns, out.alive_ns
-        )
-        self._publisher.publish(self._topic, base_of(symbol), value)
-        metrics.TICKS.labels(exchange=self._exchange, kind="health").inc()
-
-    def _rate(self, symbol: str, sequence: int, received_ns: int, exchange_ns: int | None) -> None:
-        bid, ask = self._rates.get(symbol, (0.0, 0.0))
-        state = self._rate_states.get(symbol, "syncing")
-        if state == "live" and bid == 0.0:
-            return  # its first book follows at once
-        value = rate_value(self._exchange, symbol, sequence, received_ns, exchange_ns, bid, ask, state)
-        self._publisher.publish(topics.FX_RATES, symbol, value)
-        metrics.TICKS.labels(exchange=self._exchange, kind="rate").inc()
-
-    def _next(self, symbol: str) -> int:
-        number = self._sequences.get(symbol, self._started) + 1
-        self._sequences[symbol] = number
-        return number
+SECOND_FOR_S = 300.0
+"""So long the second source is used before the first one is tried again."""
 
 
 class Collector:
     """Follows the configured symbols of one exchange until told to stop.
 
     Args:
+        exchange: Name in the settings; messages carry it.
+        shard: (i, n): this process is number i (from 1) of n, and follows its part of the symbols.
+        cache: Folder for the exchange's metadata.
         sleep, draw: Waiting and jitter, passed in by tests.
     """
 
     def __init__(
         self,
-        exchange: Exchange,
+        exchange: str,
         settings: ExchangeSettings,
         collector: CollectorSettings,
         publisher: Publisher,
         *,
+        cache: Path,
+        shard: tuple[int, int] = (1, 1),
+        protocol: Exchange | None = None,
         clock: Callable[[], int] = time.time_ns,
+        ticks: Callable[[], int] = time.monotonic_ns,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         draw: Callable[[float, float], float] = random.uniform,
     ) -> None:
-        self._exchange = exchange
+        self._name = exchange
         self._settings = settings
         self._collector = collector
+        self._cache = cache
+        self._shard = shard
+        self._protocol = protocol or exchange_named(exchange)
+        self._symbols = instruments.shard(settings.symbols, *shard)
         self._clock = clock
+        self._ticks = ticks
         self._sleep = sleep
         self._draw = draw
-        self._emitter = Emitter(exchange.name, publisher, clock())
-        self._frames = metrics.FRAMES.labels(exchange=exchange.name)
+        self._emitter = Emitter(exchange, publisher, clock())
+        self._names: dict[str, dict[str, str]] = {}
+        self._halted: dict[str, dict[str, str]] = {}
+        self._proven: frozenset[str] = frozenset()
+        self._links: set[Link] = set()
+        self._timing = Timing(
+            int(collector.first_data_s * 1e9), int(collector.refresh_s * 1e9), collector.max_silence_ms * 1_000_000
+        )
 
     async def run(self, stop: asyncio.Event) -> None:
         """Until `stop`.
 
         Raises:
-            UnknownSymbol, SubscriptionRefused: the exchange said no; other symbols stop too, loudly.
+            UnknownSymbol, SubscriptionRefused, SettingsError: the exchange said no; all symbols stop, loudly.
         """
         limits = httpx2.Timeout(self._collector.connect_s)
         async with httpx2.AsyncClient(timeout=limits, follow_redirects=False) as http:
-            shards = _chunks(self._settings.symbols, self._exchange.books_per_connection)
-            followers = [asyncio.create_task(self._follow(symbols, http)) for symbols in shards]
+            work = asyncio.create_task(self._work(http))
             stopped = asyncio.create_task(stop.wait())
             try:
-                await asyncio.wait([stopped, *followers], return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait([stopped, work], return_when=asyncio.FIRST_COMPLETED)
             finally:
-                for task in (stopped, *followers):
-                    task.cancel()
-                results = await asyncio.gather(*followers, return_exceptions=True)
-        for result in results:
-            if isinstance(result, Exception):
-                raise result
+                stopped.cancel()
+                work.cancel()
+                (result,) = await asyncio.gather(work, return_exceptions=True)
+        failure = result
+        while isinstance(failure, BaseExceptionGroup):
+            failure = next((one for one in failure.exceptions if isinstance(one, ArbiterError)), failure.exceptions[0])
+        if isinstance(failure, Exception):
+            raise failure
 
-    async def _follow(self, symbols: tuple[str, ...], http: httpx2.AsyncClient) -> None:
-        """One connection after the other, for some of the symbols."""
-        exchange = self._exchange
-        names = {exchange.native(symbol): symbol for symbol in symbols}
-        waits = delays(self._collector.backoff_max_s, self._draw)
-        while True:
-            feed = Feed(
-                exchange,
-                names,
-                self._settings.book_depth,
-                self._collector.levels,
-                self._collector.max_silence_ms * 1_000_000,
-                self._clock(),
+    async def _work(self, http: httpx2.AsyncClient) -> None:
+        sources = self._sources(http)
+        first = sources[0]
+        await self._list(first, wait=True)
+        async with asyncio.TaskGroup() as group:
+            for symbols in _chunks(self._symbols, first.exchange.limits.books):
+                group.create_task(self._follow(symbols, sources))
+            group.create_task(self._watch_instruments(sources))
+            group.create_task(self._watch_clock(first))
+
+    def _sources(self, http: httpx2.AsyncClient) -> list[Source]:
+        configured = [(self._protocol, self._settings.ws_url, self._settings.rest_url)]
+        second = self._settings.second
+        if second is not None:
+            configured.append((exchange_named(second.protocol), second.ws_url, second.rest_url))
+        share = 1 / self._shard[1]
+        found = []
+        for protocol, ws_url, rest_url in configured:
+            requests = Allowance(protocol.limits.requests, share)
+            found.append(
+                Source(
+                    protocol,
+                    ws_url,
+                    rest_url,
+                    self._settings.book_depth,
+                    Rest(protocol, http, requests, self._clock, self._ticks, self._sleep),
+                    Allowance(protocol.limits.connects, share),
+                )
             )
-            wait_s, reason = None, "closed"
+        return found
+
+    # ------------------------------------------------ connections
+
+    async def _follow(self, symbols: tuple[str, ...], sources: list[Source]) -> None:
+        """One connection after the other, for some of the symbols."""
+        waits = delays(self._collector.backoff_max_s, self._draw)
+        failures = 0
+        before: Feed | None = None
+        while True:
+            source = sources[failures // SWITCH_AFTER % len(sources)]
             try:
-                await self._connection(feed, tuple(names), http)
-            except RateLimited as error:
-                reason, wait_s = str(error), error.retry_after_s
-            except FeedError as error:
-                reason = str(error)
-            except WebSocketException as error:  # closed while we were sending
-                reason = f"connection lost: {error}"
+                link, task = await self._start(source, symbols, before, active=True)
+            except FeedError as refused:
+                failures += 1
+                await self._wait(refused, next(waits))
+                continue
+            try:
+                link, error = await self._keep(link, task, symbols, sources)
             except asyncio.CancelledError:
-                self._emit(feed.on_lost(self._clock(), "collector stopped"))
+                for one in tuple(self._links):
+                    one.lost("collector stopped")
                 raise
-            self._emit(feed.on_lost(self._clock(), reason))
-            if len(feed.unverified()) < len(names):
+            before = link.feed
+            link.lost(str(error))
+            self._links.discard(link)
+            self._proven |= before.verified()
+            if before.verified():
+                failures = 0
                 waits = delays(self._collector.backoff_max_s, self._draw)  # data, not a handshake, proves the link
-            metrics.RECONNECTS.labels(exchange=exchange.name, reason="lost" if wait_s is None else "rate_limited").inc()
-            wait_s = next(waits) if wait_s is None else wait_s
-            log.warning("feed lost", exchange=exchange.name, reason=reason, again_in_s=round(wait_s, 2))
-            await self._sleep(wait_s)
+            else:
+                failures += 1
+            await self._wait(error, next(waits))
 
-    async def _connection(self, feed: Feed, natives: tuple[str, ...], http: httpx2.AsyncClient) -> None:
-        async with _opened(self._exchange, self._settings.ws_url, natives, self._collector.connect_s) as socket:
-            for frame in self._exchange.subscribe(natives, self._settings.book_depth):
-                await socket.send(frame)
-            await _Link(self, feed, socket, http).run()
+    async def _wait(self, error: FeedError, backoff_s: float) -> None:
+        wait_s = error.retry_after_s if isinstance(error, RateLimited) else backoff_s
+        metrics.RECONNECTS.labels(exchange=self._name, reason=error.label).inc()
+        log.warning("feed lost", exchange=self._name, reason=str(error), again_in_s=round(wait_s, 2))
+        await self._sleep(wait_s)
 
-    def _emit(self, outputs: list[Output]) -> None:
-        emitter = self._emitter
-        for out in outputs:
-            kind = type(out)
-            if kind is BookChanged:
-                emitter.book(out)  # type: ignore[arg-type]  # narrowed by `kind`: the hot path
-            elif kind is Traded:
-                emitter.trade(out)  # type: ignore[arg-type]
-            elif kind is HealthChanged:
-                emitter.health(out)  # type: ignore[arg-type]
+    async def _keep(
+        self, link: Link, task: asyncio.Task[None], symbols: tuple[str, ...], sources: list[Source]
+    ) -> tuple[Link, FeedError]:
+        """Until the link that is active then has ended; replaces it when it asks for that."""
+        while True:
+            asked = asyncio.create_task(link.replace.wait())
+            try:
+                await asyncio.wait({task, asked}, return_when=asyncio.FIRST_COMPLETED)
+            except asyncio.CancelledError:
+                await _ended(task)
+                raise
+            finally:
+                asked.cancel()
+            if task.done():
+                return link, _failure(task)
+            link, task = await self._replace(link, task, symbols, sources)
 
+    async def _replace(
+        self, old: Link, old_task: asyncio.Task[None], symbols: tuple[str, ...], sources: list[Source]
+    ) -> tuple[Link, asyncio.Task[None]]:
+        """Another connection takes over when it has all that the old one has; the old one goes on until then."""
+        waits = delays(self._collector.backoff_max_s, self._draw)
+        log.info("replacing a connection", exchange=self._name, reason=old.reason)
+        try:
+            while not old_task.done():
+                try:
+                    new, new_task = await self._start(sources[0], symbols, None, active=False)
+                except FeedError as error:
+                    log.warning("no replacement yet", exchange=self._name, reason=str(error))
+                    await self._sleep(next(waits))
+                    continue
+                try:
+                    end = time.monotonic() + REPLACE_S
+                    while not (old_task.done() or new_task.done() or time.monotonic() > end):
+                        if new.connected and new.feed.covers(old.feed):
+                            break
+                        await asyncio.wait({old_task, new_task}, timeout=0.05, return_when=asyncio.FIRST_COMPLETED)
+                    if new_task.done():
+                        self._links.discard(new)
+                        log.warning("no replacement yet", exchange=self._name, reason=str(_failure(new_task)))
+                        await self._sleep(max(next(waits), 0.05))
+                        continue
+                except asyncio.CancelledError:
+                    await _ended(new_task)
+                    raise
+                old.retire()
+                new.feed.adopt(old.feed)
+                new.promote(old.feed)
+                self._proven |= old.feed.verified()
+                self._links.discard(old)
+                await _ended(old_task)
+                metrics.RECONNECTS.labels(exchange=self._name, reason="replaced").inc()
+                log.info("replaced a connection", exchange=self._name)
+                return new, new_task
+        except asyncio.CancelledError:
+            await _ended(old_task)
+            raise
+        return old, old_task
 
-class _Link:
-    """One open connection: reads, looks at silence, pings, fetches snapshots, until one of them fails."""
-
-    def __init__(self, owner: Collector, feed: Feed, socket: ClientConnection, http: httpx2.AsyncClient) -> None:
-        self._owner = owner
-        self._feed = feed
-        self._socket = socket
-        self._http = http
-        self._fetching: set[str] = set()
-        self._group: asyncio.TaskGroup | None = None
-
-    async def run(self) -> None:
-        """Until the connection ends.
+    async def _start(
+        self, source: Source, symbols: tuple[str, ...], before: Feed | None, *, active: bool
+    ) -> tuple[Link, asyncio.Task[None]]:
+        """A new link and its task.
 
         Raises:
-            FeedError, WebSocketException: why it is of no more use.
-            UnknownSymbol, SubscriptionRefused: the exchange said no.
+            FeedError: the source's metadata is not to be had.
         """
-        try:
-            async with asyncio.TaskGroup() as group:
-                self._group = group
-                group.create_task(self._look())
-                if self._owner._exchange.ping_s is not None:
-                    group.create_task(self._ping(self._owner._exchange.ping_s))
-                await self._act(self._feed.on_connected(self._owner._clock()))
-                await self._read()
-        except BaseExceptionGroup as failures:
-            raise _first(failures) from None
+        protocol = source.exchange
+        if protocol.name not in self._names:
+            await self._list(source, wait=False)
+        wanted = set(symbols)
+        names = {native: symbol for native, symbol in self._names[protocol.name].items() if symbol in wanted}
+        halted = self._halted.get(protocol.name, {})
+        feed = Feed(
+            protocol,
+            names,
+            source.depth,
+            self._collector.levels,
+            self._timing,
+            self._clock(),
+            halted,
+            self._proven,
+            self._collector.fast_tops,
+        )
+        if before is not None:
+            feed.adopt(before)
+        age_s = SECOND_FOR_S if protocol is not self._protocol else protocol.limits.age_s
+        link = Link(
+            source,
+            feed,
+            names,
+            self._emitter,
+            active=active,
+            fast_tops=self._collector.fast_tops,
+            connect_s=self._collector.connect_s,
+            backoff_max_s=self._collector.backoff_max_s,
+            age_s=age_s,
+            clock=self._clock,
+            ticks=self._ticks,
+            sleep=self._sleep,
+            draw=self._draw,
+        )
+        self._links.add(link)
+        return link, asyncio.create_task(link.run())
 
-    async def _read(self) -> None:
-        feed, clock, frames = self._feed, self._owner._clock, self._owner._frames
+    # ------------------------------------------------ what the exchange lists
+
+    async def _list(self, source: Source, *, wait: bool) -> None:
+        """Names and status of the symbols, from the exchange or, if it cannot be asked, from the disk.
+
+        Raises:
+            UnknownSymbol, SettingsError: see `instruments.resolve`.
+            FeedError: neither can be had, and `wait` is False.
+        """
+        protocol = source.exchange.name
+        waits = delays(self._collector.backoff_max_s, self._draw)
         while True:
-            frame = await self._socket.recv(decode=False)
-            frames.inc()
-            outputs = feed.on_frame(frame, clock())
-            if outputs:
-                await self._act(outputs)
+            try:
+                catalog = await self._fetch_catalog(source)
+            except FeedError as error:
+                kept = instruments.read(instruments.path_of(self._cache, protocol), source.rest_url)
+                if kept is None:
+                    if not wait:
+                        raise LinkLost(f"{protocol}: no metadata: {error}", "metadata") from None
+                    self._say_disconnected(f"no metadata yet: {error}")
+                    await self._wait(error, next(waits))
+                    continue
+                age_s = (self._clock() - kept.fetched_ns) / 1e9
+                log.warning("metadata from disk", exchange=self._name, age_s=round(age_s), reason=str(error))
+                catalog = kept
+            listed = instruments.resolve(catalog, self._symbols, self._name)
+            self._names[protocol] = listed.names
+            self._halted[protocol] = listed.halted
+            metrics.INSTRUMENTS_AGE_S.labels(exchange=self._name).set((self._clock() - catalog.fetched_ns) / 1e9)
+            return
 
-    async def _act(self, outputs: list[Output]) -> None:
-        self._owner._emit(outputs)
-        for out in outputs:
-            if isinstance(out, Send):
-                await self._socket.send(out.frame)
-            elif isinstance(out, Fetch) and out.native not in self._fetching:
-                self._fetching.add(out.native)
-                assert self._group is not None
-                self._group.create_task(self._fetch(out.native))
-            elif isinstance(out, Reconnect):
-                raise LinkLost(out.reason)
+    def _say_disconnected(self, reason: str) -> None:
+        now_ns = self._clock()
+        for symbol in self._symbols:
+            self._emitter.health(HealthChanged(symbol, "disconnected", reason, now_ns, now_ns, now_ns))
 
-    async def _look(self) -> None:
-        """Silence must be noticed while nothing comes; so must subscriptions that never bring data."""
-        feed, clock = self._feed, self._owner._clock
-        first_data_ns = clock() + int(self._owner._collector.first_data_s * 1e9)
+    async def _fetch_catalog(self, source: Source) -> Catalog:
+        return await _catalog(source.exchange, source.rest_url, source.rest, self._cache)
+
+    async def _watch_instruments(self, sources: list[Source]) -> None:
+        """Halts and delistings while we run: those books stop alone, and come back alone."""
         while True:
-            await asyncio.sleep(LOOK_S)
-            now_ns = clock()
-            await self._act(feed.on_timer(now_ns))
-            if now_ns - feed.alive_ns > DEAD_S * 1e9:
-                raise LinkLost(f"nothing came for {DEAD_S:g} s")
-            if now_ns > first_data_ns and (missing := feed.unverified()):
-                wanted = self._owner._collector.first_data_s
-                raise LinkLost(f"no book of {', '.join(missing)} within {wanted:g} s (collector.first_data_s)")
+            await asyncio.sleep(self._collector.instruments_s)
+            for source in sources:
+                protocol = source.exchange.name
+                if protocol not in self._names:
+                    continue  # a second source that was not needed yet
+                try:
+                    catalog = await self._fetch_catalog(source)
+                except (FeedError, SubscriptionRefused) as error:
+                    log.warning("metadata not renewed", exchange=self._name, reason=str(error))
+                    continue
+                metrics.INSTRUMENTS_AGE_S.labels(exchange=self._name).set(0)
+                self._halted[protocol] = instruments.halted_now(catalog, self._names[protocol])
+                for link in tuple(self._links):
+                    if link.source.exchange.name == protocol and link.connected:
+                        link.halted(self._halted[protocol])
 
-    async def _ping(self, every_s: float) -> None:
+    async def _watch_clock(self, source: Source) -> None:
+        """The exchange's clock and ours."""
+        exchange, known = source.exchange, ClockOffset()
         while True:
-            await (await self._socket.ping())
-            await self._act(self._feed.on_proof(self._owner._clock()))
-            await asyncio.sleep(every_s)
+            try:
+                answer = await source.rest.get(exchange.time_url(source.rest_url))
+                server_ns, coarse_ns = parse_answer(exchange, exchange.parse_time, answer.body)
+            except (FeedError, SubscriptionRefused) as error:
+                log.warning("no clock sample", exchange=self._name, reason=str(error))
+            else:
+                known.add(offset(answer.sent_ns, server_ns, answer.received_ns, coarse_ns))
+            best = known.best()
+            if best is not None:
+                metrics.CLOCK_OFFSET_MS.labels(exchange=self._name).set(best.offset_ns / 1e6)
+                metrics.CLOCK_ERROR_MS.labels(exchange=self._name).set(best.error_ns / 1e6)
+                if abs(best.offset_ns) > best.error_ns + 1_000_000_000:
+                    log.warning("clocks are apart", exchange=self._name, offset_ms=best.offset_ns / 1e6)
+            await asyncio.sleep(self._collector.clock_s)
 
-    async def _fetch(self, native: str) -> None:
-        """A REST snapshot, again with growing waits while it is too old or the server is in trouble."""
-        owner = self._owner
-        exchange, rest_url = owner._exchange, owner._settings.rest_url
-        assert exchange.snapshot_url is not None
-        waits = delays(owner._collector.backoff_max_s, owner._draw)
-        url = exchange.snapshot_url(rest_url, native, owner._settings.book_depth)
-        while True:
-            body = await self._get(url, native)
-            if body is not None:
-                self._fetching.discard(native)
-                outputs = self._feed.on_rest(native, body, owner._clock())
-                again = any(isinstance(out, Fetch) for out in outputs)
-                if not again:
-                    await self._act(outputs)
-                    return
-                self._fetching.add(native)
-                owner._emit(outputs)
-            await owner._sleep(next(waits))
 
-    async def _get(self, url: str, native: str) -> bytes | None:
-        exchange = self._owner._exchange
-        try:
-            answer = await self._http.get(url)
-        except httpx2.HTTPError as error:
-            log.warning("no snapshot", exchange=exchange.name, symbol=native, error=repr(error))
-            return None
-        if answer.status_code == 200:
-            return answer.content
-        words = exchange.refusal(answer.status_code, answer.content) if exchange.refusal is not None else None
-        if words is not None:
-            raise UnknownSymbol(exchange.name, self._feed.symbol_of(native), words)
-        if answer.status_code in (418, 429):
-            raise RateLimited(exchange.name, answer.status_code, _retry_after(answer.headers.get("retry-after")))
-        if answer.status_code in (403, 451):
-            raise SubscriptionRefused(
-                exchange.name, f"HTTP {answer.status_code} from {url}: refused from this place; set another rest_url"
-            )
-        log.warning("no snapshot", exchange=exchange.name, symbol=native, status=answer.status_code)
-        return None
+async def fetch_catalog(exchange: Exchange, rest_url: str, http: httpx2.AsyncClient, cache: Path) -> Catalog:
+    """What an exchange lists, asked once; kept on disk.
+
+    Raises:
+        FeedError: it cannot be asked, or its answer cannot be read.
+    """
+    rest = Rest(exchange, http, Allowance(exchange.limits.requests), time.time_ns, time.monotonic_ns, asyncio.sleep)
+    return await _catalog(exchange, rest_url, rest, cache)
+
+
+async def _catalog(exchange: Exchange, rest_url: str, rest: Rest, cache: Path) -> Catalog:
+    answer = await rest.get(exchange.instruments_url(rest_url))
+    if answer.status != 200:
+        raise LinkLost(f"{exchange.name}: HTTP {answer.status} for its metadata", "metadata")
+    catalog = Catalog(exchange.name, rest_url, answer.received_ns, tuple(parse_listing(exchange, answer.body)))
+    try:
+        instruments.write(instruments.path_of(cache, exchange.name), catalog)
+    except OSError as error:
+        log.warning("metadata not kept", folder=str(cache), error=str(error))
+    return catalog
 
 
 def _chunks(symbols: tuple[str, ...], size: int) -> list[tuple[str, ...]]:
     return [symbols[i : i + size] for i in range(0, len(symbols), size)]
 
 
-def _retry_after(text: str | None) -> float:
-    """Seconds as the exchange says them; a minute where it does not say."""
-    try:
-        seconds = float(text or "")
-    except ValueError:
-        return 60.0
-    return min(max(seconds, 1.0), 3 * 86_400) if seconds == seconds else 60.0
+async def _ended(task: asyncio.Task[None]) -> None:
+    """Cancel and wait."""
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
-@contextlib.asynccontextmanager
-async def _opened(
-    exchange: Exchange, base_url: str, natives: tuple[str, ...], connect_s: float
-) -> AsyncIterator[ClientConnection]:
-    """An open socket; what cannot be opened is a FeedError."""
-    url = exchange.url(base_url, natives)
-    try:
-        # No pings of the library: silence is measured by the feed, and within two seconds.
-        socket = await connect(
-            url, open_timeout=connect_s, ping_interval=None, max_size=MAX_FRAME_BYTES, close_timeout=1.0
-        )
-    except InvalidStatus as error:
-        status = error.response.status_code
-        if status in (418, 429):
-            raise RateLimited(exchange.name, status, _retry_after(error.response.headers.get("retry-after"))) from None
-        raise LinkLost(f"{base_url} answered HTTP {status}") from None
-    except (OSError, WebSocketException) as error:  # TimeoutError is an OSError
-        raise LinkLost(f"cannot connect to {base_url}: {error or type(error).__name__}") from None
-    try:
-        yield socket
-    finally:
-        await socket.close()
-
-
-def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The failure that decides: what must stop us before what makes us reconnect."""
-    flat: list[BaseException] = []
-    pending: list[BaseException] = [failures]
-    while pending:
-        one = pending.pop()
-        if isinstance(one, BaseExceptionGroup):
-            pending.extend(one.exceptions)
-        else:
-            flat.append(one)
-    flat.sort(key=lambda one: (isinstance(one, FeedError | WebSocketException), not isinstance(one, ArbiterError)))
-    return flat[0]
+def _failure(task: asyncio.Task[None]) -> FeedError:
+    """Why a link ended; what must stop us is raised."""
+    failure = task.exception()
+    if isinstance(failure, FeedError):
+        return failure
+    if failure is not None:
+        raise failure
+    return LinkLost("connection ended", "closed")

@@ -6,19 +6,10 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from shared.errors import InputError
-from shared.recordings import recorded
+from shared.recordings import HOSTS, protocol_of, recorded
 
 UNTIMED_S = 0.05
 """Between frames of a recording without times."""
-
-HOSTS = {
-    "binance": ("binance.com", "binance.vision", "binance.us"),
-    "coinbase-exchange": ("ws-feed.pro.coinbase.com", "ws-feed.exchange.coinbase.com"),
-    "coinbase": ("advanced-trade-ws.coinbase.com",),
-    "kraken": ("kraken.com",),
-    "bybit": ("bybit.com",),
-    "okx": ("okx.com",),
-}
 
 
 class TimedFrame(NamedTuple):
@@ -57,7 +48,7 @@ def load(path: Path) -> Recording:
             first_ns = item.received_ns if first_ns is None else first_ns
             at_s = max(at_s, (item.received_ns - first_ns) / 1e9)
         parts = urlsplit(item.url)
-        exchange = _exchange(parts.hostname or "") or exchange
+        exchange = protocol_of(item.url) or exchange
         if parts.scheme.startswith("http"):
             rest.setdefault(f"{parts.path}?{parts.query}", []).append(TimedFrame(at_s, item.frame))
         else:
@@ -67,10 +58,3 @@ def load(path: Path) -> Recording:
     if not frames:
         raise InputError(str(path), "holds no WebSocket frame to replay")
     return Recording(exchange, tuple(frames), rest)
-
-
-def _exchange(host: str) -> str | None:
-    for name, hosts in HOSTS.items():
-        if any(host == known or host.endswith("." + known) for known in hosts):
-            return name
-    return None

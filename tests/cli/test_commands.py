@@ -45,6 +45,8 @@ def one_line(done: subprocess.CompletedProcess[str]) -> str:
         ["topics", "apply"],
         ["topics", "check"],
         ["watch"],
+        ["instruments"],
+        ["faults"],
         ["verify"],
         ["evaluate"],
     ],
@@ -62,6 +64,33 @@ def test_verify_prints_one_object_and_ends_0():
     report = json.loads(done.stdout)
     assert (report["checksum_ok"], report["checksum_failed"]) == (301, 0)
     assert report["books"]["BTC-USD"]["state"] == "live"
+
+
+def test_verify_of_a_folder_says_what_each_recording_is_and_what_damaged_copies_did():
+    done = arb("verify", "--all", str(CAPTURES), "--runs", "3")
+    assert done.returncode == 0, done.stderr
+    assert "checksums 2052 of 2052, 1 of 1 books live" in done.stdout
+    assert "single frames of several sessions" in done.stdout
+    assert done.stdout.rstrip().endswith("everything verified")
+
+
+def test_instruments_come_from_the_exchange_and_then_from_the_disk(tmp_path):
+    environment = {"ARB_CACHE_DIR": str(tmp_path), "ARB_EXCHANGES_OKX": '{"rest_url": "http://127.0.0.1:9"}'}
+    done = arb("instruments", "okx", **environment)
+    assert done.returncode == 3
+    assert "and there is no copy on disk yet" in done.stderr
+    row = {"native": "BTC-USDT", "symbol": "BTC-USDT", "trading": True, "status": "live", "tick_size": "0.1"}
+    row |= {"lot_step": "1E-8", "min_size": "0.00001", "min_notional": None, "alias_of": None}
+    kept = {"protocol": "okx", "source": "http://127.0.0.1:9", "fetched_ns": 5, "instruments": [row]}
+    (tmp_path / "instruments").mkdir()
+    (tmp_path / "instruments" / "okx.json").write_text(json.dumps(kept))
+    done = arb("instruments", "okx", **environment)
+    assert done.returncode == 1, "the other configured symbols are not listed"
+    assert "from disk" in done.stderr
+    assert "ETH-USDT: not listed" in done.stdout
+    done = arb("instruments", "okx", "--symbol", "BTC-USDT", "--json", **environment)
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["instruments"][0]["tick_size"] == "0.1"
 
 
 def test_verify_for_people_and_a_capture_that_does_not_verify(tmp_path):
@@ -82,7 +111,12 @@ def test_verify_for_people_and_a_capture_that_does_not_verify(tmp_path):
         (["collect", "mtgox"], "unknown exchange 'mtgox'"),
         (["detect", "--config", "/nowhere.toml"], "settings file /nowhere.toml does not exist"),
         (["simulate", "--port", "kraken"], "must be NAME=PORT"),
-        (["simulate", "--port", "okx=5000"], "nothing of that name is served"),
+        (["simulate", "--port", "mtgox=5000"], "nothing of that name is served"),
+        (["verify", "kraken"], "arb verify takes EXCHANGE and FILE, or --all FOLDER"),
+        (["verify", "--all", "/nowhere"], "/nowhere: is not a folder"),
+        (["collect", "kraken", "--shard", "3/2"], "--shard '3/2': must be I/N with I from 1 to N"),
+        (["collect", "kraken", "--shard", "x"], "--shard 'x': must be I/N"),
+        (["instruments", "mtgox"], "unknown exchange 'mtgox'"),
         (["simulate", "--capture", "/nowhere.jsonl"], "/nowhere.jsonl: No such file"),
         (["demo", "--broker", "pigeon", "--seconds", "1"], "unknown kind of broker 'pigeon'; there are external, jars"),
     ],

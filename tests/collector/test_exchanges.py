@@ -64,13 +64,14 @@ def test_iso_times_keep_every_digit(text, ns):
 def test_binance_diff_trade_and_shutdown():
     binance = EXCHANGES["binance"]
     diff = '{"stream":"nknusdt@depth@100ms","data":{"e":"depthUpdate","E":1633998512068,"s":"NKNUSDT","U":5,"u":7,"b":[["0.35130000","6195.00000000"]],"a":[]}}'
-    assert parse_frame(binance, diff) == [Delta("NKNUSDT", [(0.3513, 6195.0)], [], 1633998512068000000, 5, 7)]
+    assert parse_frame(binance, diff) == [Delta("NKNUSDT", [(0.3513, 6195.0)], [], 1633998512068000000, 5, 7, order=7)]
     trade = '{"e":"trade","E":1,"s":"BNBBTC","t":12345,"p":"0.001","q":"100","T":1672515782136,"m":true,"M":true}'
-    assert parse_frame(binance, trade) == [TradeSeen("BNBBTC", "12345", 0.001, 100.0, "sell", 1672515782136000000)]
+    assert parse_frame(binance, trade) == [
+        TradeSeen("BNBBTC", "12345", 0.001, 100.0, "sell", 1672515782136000000, number=12345)
+    ]
     for ignored in (
         '{"result":null,"id":1}',
         '{"stream":"x@kline_1m","data":{"e":"kline","s":"X"}}',
-        '{"u":1,"s":"X","b":"1"}',
     ):
         assert parse_frame(binance, ignored) == []
     (closing,) = parse_frame(binance, '{"e":"serverShutdown","E":1}')
@@ -127,13 +128,22 @@ def test_refusals_keep_the_exchanges_words():
 
 
 def test_subscriptions_are_what_the_documentation_shows():
-    first, second = (json.loads(frame) for frame in EXCHANGES["kraken"].subscribe(["BTC/USD"], 25))
+    first, second = (json.loads(frame) for frame in EXCHANGES["kraken"].subscribe(["BTC/USD"], 25, True))
     assert first["params"] == {"channel": "book", "symbol": ["BTC/USD"], "depth": 25}
     assert second["params"] == {"channel": "trade", "symbol": ["BTC/USD"], "snapshot": False}
-    channels = [json.loads(frame)["channel"] for frame in EXCHANGES["coinbase"].subscribe(["BTC-USD"], 0)]
+    channels = [json.loads(frame)["channel"] for frame in EXCHANGES["coinbase"].subscribe(["BTC-USD"], 0, True)]
     assert channels == ["heartbeats", "level2", "market_trades"]
-    url = EXCHANGES["binance"].url("wss://h/", ["BTCUSDT"])
-    assert url == "wss://h/stream?streams=btcusdt@depth@100ms/btcusdt@trade"
+    assert EXCHANGES["binance"].url("wss://h/", ["BTCUSDT"]) == "wss://h/stream"
+    (frame,) = EXCHANGES["binance"].subscribe(["BTCUSDT"], 1000, True)
+    assert json.loads(frame)["params"] == ["btcusdt@depth@100ms", "btcusdt@trade", "btcusdt@bookTicker"]
+    (frame,) = EXCHANGES["binance"].subscribe(["BTCUSDT"], 1000, False)
+    assert json.loads(frame)["params"] == ["btcusdt@depth@100ms", "btcusdt@trade"]
+    frames = [json.loads(frame) for frame in EXCHANGES["bybit"].subscribe([f"A{n}USDT" for n in range(8)], 50, True)]
+    assert [len(frame["args"]) for frame in frames] == [10, 10, 4], "ten topics a frame are allowed on spot"
+    (frame,) = EXCHANGES["okx"].subscribe(["BTC-USDT", "ETH-USDT"], 400, True)
+    assert [(arg["channel"], arg["instId"]) for arg in json.loads(frame)["args"]] == [
+        ("books", "BTC-USDT"), ("books", "ETH-USDT"), ("trades", "BTC-USDT"), ("trades", "ETH-USDT"),
+    ]  # fmt: skip
 
 
 def test_native_names_and_back():
@@ -145,7 +155,8 @@ def test_native_names_and_back():
 
 def test_an_unknown_exchange_is_named_with_those_that_exist():
     with pytest.raises(
-        UnknownExchange, match="unknown exchange 'mtgox'; known: binance, coinbase, coinbase-exchange, kraken"
+        UnknownExchange,
+        match="unknown exchange 'mtgox'; known: binance, coinbase, coinbase-exchange, kraken, bybit, okx",
     ):
         exchange_named("mtgox")
 
@@ -223,4 +234,6 @@ def test_a_rest_body_that_is_no_snapshot_is_a_bad_frame(body):
 
 def test_a_rest_body_is_a_snapshot_with_its_id():
     body = b'{"lastUpdateId":160,"bids":[["0.0024","10"]],"asks":[["0.0026","100"]]}'
-    assert parse_rest(EXCHANGES["binance"], "X", body) == Snapshot("X", [(0.0024, 10.0)], [(0.0026, 100.0)], None, 160)
+    assert parse_rest(EXCHANGES["binance"], "X", body) == Snapshot(
+        "X", [(0.0024, 10.0)], [(0.0026, 100.0)], None, 160, order=160
+    )

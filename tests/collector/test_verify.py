@@ -2,25 +2,30 @@
 
 import gzip
 import json
-import random
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from services.collector.exchanges import EXCHANGES
+from services.collector.exchanges.base import Delta, Top
 from services.collector.feed import Feed
-from services.collector.verify import ok, verify
-from shared.errors import BadFrame, InputError, LinkLost, UnknownExchange, UsageError
+from services.collector.keeper import Timing
+from services.collector.verify import ok, verify, verify_all
+from shared.errors import InputError, UnknownExchange
 from shared.recordings import recorded
 
 CAPTURES = Path(__file__).parent / "captures"
 BOOK10 = CAPTURES / "kraken-book10-btcusd-crossbook.jsonl"
 BOOK25 = CAPTURES / "kraken-book25-btcusd-crossbook.jsonl.gz"
 BINANCE = CAPTURES / "binance-mixed-cryptofeed.jsonl.gz"
+OKX = CAPTURES / "okx-mixed-cryptofeed.jsonl.gz"
 COINBASE = CAPTURES / "coinbase-exchange-mixed-cryptofeed.jsonl.gz"
 KEYS = [
     *("exchange", "frames", "snapshots", "deltas", "trades", "gaps", "checksum_ok", "checksum_failed"),
-    *("crossed", "duplicates", "ignored", "errors", "books"),
+    *("crossed", "duplicates", "ignored", "errors", "tops", "tops_wrong", "trade_gaps", "corrected"),
+    *("instruments", "samples", "books"),
 ]
 
 
@@ -33,6 +38,10 @@ KEYS = [
         ("coinbase-exchange", COINBASE, {"frames": 9947, "snapshots": 10, "deltas": 9719, "trades": 107}, 10),
         ("coinbase", CAPTURES / "coinbase-advanced-markettrades-ccxt.jsonl", {"frames": 3, "trades": 7}, 0),
         ("coinbase", CAPTURES / "coinbase-advanced-ticker-ccxt.jsonl", {"frames": 3, "ignored": 3}, 0),
+        ("okx", OKX, {"frames": 410, "snapshots": 3, "deltas": 287, "trades": 74, "checksum_ok": 290}, 3),
+        ("okx", CAPTURES / "okx-spot-trades-tickers-ccxt.jsonl", {"frames": 6, "trades": 2}, 0),
+        ("bybit", CAPTURES / "bybit-spot-orderbook50-gocryptotrader.jsonl", {"snapshots": 1, "deltas": 1}, 1),
+        ("bybit", CAPTURES / "bybit-spot-orderbook1-ticker-ccxt.jsonl", {"frames": 6, "tops": 2}, 0),
     ],
 )
 def test_each_capture_verifies(exchange, file, expected, books):
@@ -40,7 +49,7 @@ def test_each_capture_verifies(exchange, file, expected, books):
     assert list(report) == KEYS
     for name, count in expected.items():
         assert report[name] == count, name
-    for name in ("gaps", "checksum_failed", "crossed", "duplicates", "errors"):
+    for name in ("gaps", "checksum_failed", "crossed", "duplicates", "errors", "tops_wrong", "trade_gaps", "corrected"):
         assert report[name] == 0, name
     assert len(report["books"]) == books
     assert {book["state"] for book in report["books"].values()} <= {"live"}
@@ -55,12 +64,31 @@ def test_the_subscribed_depth_is_kept():
 
 def test_without_truncation_the_depth_25_capture_fails():
     """The guard of the guard: truncation is what makes its checksums match."""
-    from dataclasses import replace
-
-    feed = Feed(replace(EXCHANGES["kraken"], truncates=False, resubscribe=None), None, None, 10, None, 0)
+    feed = Feed(replace(EXCHANGES["kraken"], truncates=False), None, None, 10, Timing(), 0)
     for item in recorded(BOOK25):
         feed.on_frame(item.frame, 0)
     assert feed.counts.checksum_failed > 0
+
+
+def test_binances_faster_tops_agree_with_the_books_they_are_merged_into():
+    """What merging by `u` stands on: wherever both name the same update, they show the same best prices."""
+    seen: dict[tuple[str, int], tuple] = {}
+    feed, agreed = Feed(EXCHANGES["binance"], None, None, 10, Timing(), 0), 0
+    for item in recorded(BINANCE):
+        native = EXCHANGES["binance"].snapshot_symbol(item.url)
+        if native is not None:
+            feed.on_rest(native, item.frame, 0)
+            continue
+        feed.on_frame(item.frame, 0)
+        for event in EXCHANGES["binance"].parse(item.frame):
+            if isinstance(event, Top):
+                seen[event.symbol, event.order] = (event.bid, event.ask)
+            elif isinstance(event, Delta) and (event.symbol, event.last_id) in seen:
+                book = feed.live_book(event.symbol)
+                if book is not None:
+                    assert (book.bids.top(1)[0], book.asks.top(1)[0]) == seen[event.symbol, event.last_id]
+                    agreed += 1
+    assert agreed > 10
 
 
 def test_trade_ids_of_coinbase_exchange_are_contiguous_by_product():
@@ -73,94 +101,38 @@ def test_trade_ids_of_coinbase_exchange_are_contiguous_by_product():
     assert all(ids == list(range(ids[0], ids[0] + len(ids))) for ids in seen.values())
 
 
-# ---------------------------------------------------------------- damage
+# ---------------------------------------------------------------- gaps, folders
 
 
 def lines_of(file: Path) -> list[str]:
     return gzip.decompress(file.read_bytes()).decode().splitlines()
 
 
-def damaged(frames: list[str], draw: random.Random) -> list[str]:
-    """A copy with one to three faults: dropped, repeated, swapped, cut or with one digit changed."""
-    frames = list(frames)
-    for _ in range(draw.randint(1, 3)):
-        i = draw.randrange(1, len(frames) - 1)
-        fault = draw.choice(("drop", "repeat", "swap", "digit", "cut"))
-        if fault == "drop":
-            del frames[i]
-        elif fault == "repeat":
-            frames.insert(i, frames[i])
-        elif fault == "swap":
-            frames[i], frames[i + 1] = frames[i + 1], frames[i]
-        elif fault == "cut":
-            frames[i] = frames[i][: draw.randrange(len(frames[i]))]
-        else:
-            places = [k for k, char in enumerate(frames[i]) if char.isdigit()]
-            k = draw.choice(places) if places else 0
-            frames[i] = (
-                frames[i][:k] + str((int(frames[i][k]) + draw.randint(1, 9)) % 10) + frames[i][k + 1 :]
-                if places
-                else frames[i]
-            )
-    return frames
+def test_a_whole_folder_is_verified_and_damaged_copies_of_it():
+    said: list[str] = []
+    result = verify_all(CAPTURES, 8, said.append)
+    assert result["ok"]
+    assert [report["file"] for report in result["files"]] == sorted(path.name for path in CAPTURES.glob("*.jsonl*"))
+    assert set(result["damage"]) == {"binance", "bybit", "coinbase-exchange", "kraken", "okx"}
+    for one in result["damage"].values():
+        assert (one["runs"], one["wrong"], one["not_recovered"]) == (8, 0, 0)
+    (samples,) = [report for report in result["files"] if report["samples"]]
+    assert samples["file"] == "coinbase-exchange-singles-cryptomsgparser.jsonl"
+    assert any("damaging" in words for words in said)
 
 
-def step(feed: Feed, frame: str) -> None:
-    """As live: a frame that cannot be read costs the connection, and with it every book."""
-    try:
-        feed.on_frame(frame, 0)
-    except BadFrame:
-        feed.on_lost(0, "bad frame")
-        feed.on_connected(0)
-    except (UsageError, LinkLost):
-        feed.on_lost(0, "given up")
-        feed.on_connected(0)
-
-
-@pytest.mark.parametrize("seed", range(40))
-def test_a_damaged_kraken_recording_never_leaves_a_live_book_that_the_exchange_contradicts(seed):
-    """After each book frame taken in whole, a live book has exactly the checksum that the frame carries."""
-    draw = random.Random(seed)
-    frames = damaged([item.frame for item in recorded(BOOK10)], draw)
-    feed = Feed(EXCHANGES["kraken"], None, None, 10, None, 0)
-    compared = 0
-    for frame in frames:
-        step(feed, frame)
-        try:
-            data = json.loads(frame)
-        except ValueError:
-            continue
-        if isinstance(data, dict) and data.get("channel") == "book":
-            for _, state, book in feed.books():
-                if state == "live":
-                    assert EXCHANGES["kraken"].checksum is not None
-                    assert EXCHANGES["kraken"].checksum(book) == data["data"][0]["checksum"]
-                    compared += 1
-    assert compared > 0
-
-
-@pytest.mark.parametrize("seed", range(40))
-def test_a_damaged_binance_recording_ends_with_true_books_or_none(seed, tmp_path):
-    """Drops, repeats and swaps break the chain of ids; only the very last diff of a symbol can vanish unseen."""
-    draw = random.Random(seed)
-    lines = lines_of(BINANCE)
-    last = {}
-    for number, line in enumerate(lines):
-        data = json.loads(json.loads(line)["frame"]).get("data", {})
-        if data.get("e") == "depthUpdate":
-            last[data["s"]] = number
-    fault = draw.choice(("drop", "repeat", "swap"))
-    i = draw.choice([number for number in range(12, len(lines) - 1) if number not in last.values()])
-    if fault == "drop":
-        del lines[i]
-    elif fault == "repeat":
-        lines.insert(i, lines[i])
-    else:
-        lines[i], lines[i + 1] = lines[i + 1], lines[i]
-    file = tmp_path / "damaged.jsonl"
-    file.write_text("\n".join(lines))
-    true, found = verify("binance", BINANCE)["books"], verify("binance", file)["books"]
-    assert {symbol: book for symbol, book in found.items() if book["state"] == "live" and book != true[symbol]} == {}
+def test_a_folder_with_one_bad_recording_is_not_verified(tmp_path):
+    lines = BOOK10.read_text().splitlines()
+    at = next(number for number, line in enumerate(lines) if "update" in line and "checksum" in line)
+    lines[at] = re.sub(r"(checksum.{2,3}:)(\d)", r"\g<1>1\2", lines[at])
+    (tmp_path / "cut.jsonl").write_text("\n".join(lines))
+    result = verify_all(tmp_path, 0)
+    assert not result["ok"]
+    assert [report["ok"] for report in result["files"]] == [False]
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(InputError, match="holds no recording"):
+        verify_all(empty, 0)
 
 
 def test_a_gap_in_a_recording_is_reported_and_the_book_stays_down(tmp_path):

@@ -275,7 +275,7 @@ def test_the_demo_finds_every_gap_and_invents_none(tmp_path):
     report = json.loads(done.stdout)
     assert report["failures"] == []
     assert report["broker"] in ("jars", "docker", "mock")
-    assert report["books_live"] == {"binance": 3, "coinbase": 4, "kraken": 5}
+    assert report["books_live"] == {"binance": 3, "coinbase": 4, "kraken": 5, "bybit": 3, "okx": 3}
     assert min(report["ticks"].values()) > 100
     truth = report["truth"]
     assert truth["gaps"] > 0

@@ -35,7 +35,7 @@ def test_services_meet_on_kafka_only(path):
     [
         ("confluent_kafka", {"shared/kafka.py", "shared/cluster.py", "services/cli/broker.py"}),
         ("openai", {"services/decider/llm.py"}),
-        ("websockets", {"services/collector/service.py", "services/simulator/service.py"}),
+        ("websockets", {"services/collector/link.py", "services/simulator/service.py"}),
     ],
 )
 def test_each_outside_world_has_one_door(library, allowed):
@@ -50,7 +50,9 @@ def test_each_outside_world_has_one_door(library, allowed):
 def test_cores_read_no_clock():
     """Arithmetic, sequences and verdicts get the moment passed in."""
     cores = [
-        *("collector/book.py", "collector/feed.py", "collector/health.py", "collector/verify.py"),
+        *("collector/allowance.py", "collector/book.py", "collector/clock.py", "collector/feed.py"),
+        *("collector/health.py", "collector/keeper.py", "collector/outputs.py", "collector/verify.py"),
+        *(str(path.relative_to(ROOT / "services")) for path in (ROOT / "services/collector/exchanges").glob("*.py")),
         *(
             "detector/edge.py",
             "detector/engine.py",

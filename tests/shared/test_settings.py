@@ -23,7 +23,7 @@ def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def test_the_defaults_are_complete() -> None:
     loaded = settings.load()
-    assert set(loaded.exchanges) == {"binance", "coinbase", "kraken"}
+    assert set(loaded.exchanges) == {"binance", "coinbase", "kraken", "bybit", "okx"}
     assert loaded.detector.open_net_bps == Decimal(5)
 
 

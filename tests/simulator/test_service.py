@@ -150,7 +150,7 @@ def test_the_process_says_where_it_is_serves_and_ends_on_sigterm(tmp_path):
     try:
         assert process.stdout is not None
         where = json.loads(process.stdout.readline())
-        assert set(where["exchanges"]) == {"binance", "coinbase", "kraken"}
+        assert set(where["exchanges"]) == {"binance", "coinbase", "kraken", "bybit", "okx"}
         rest = where["exchanges"]["binance"]["rest_url"]
         snapshot = json.loads(urllib.request.urlopen(f"{rest}/api/v3/depth?symbol=BTCUSDT&limit=5", timeout=5).read())
         assert len(snapshot["bids"]) == 5

@@ -1,30 +1,30 @@
 """What an exchange is to the collector: data and pure functions. One file per exchange fills it in.
 
-Native names (`BTCUSDT`, `BTC/USD`) live in here and in the adapters only; all else speaks canonical symbols.
+Native names (`BTCUSDT`, `BTC/USD`) live in here and in the adapters only; all else speaks canonical symbols. How to
+add one: docs/adding-an-exchange.md.
 """
 
 import datetime
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
 from enum import Enum, auto
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from services.collector.book import Book, Level
+from shared import symbols
 from shared.errors import BadFrame
 
-
-class Chain(Enum):
-    """How an exchange lets us see that an update of a book is missing."""
-
-    UPDATE_IDS = auto()  # first and last id of each update: Binance
-    CHECKSUM = auto()  # over the top of the book: Kraken
-    CONNECTION = auto()  # one counter over all frames of the connection: Coinbase Advanced Trade
-    NONE = auto()  # not at all: Coinbase Exchange
+# ---------------------------------------------------------------- what a frame can say
 
 
 class Snapshot(NamedTuple):
-    """A whole book. `last_id` for UPDATE_IDS; tokens and checksum for CHECKSUM."""
+    """A whole book.
+
+    `last_id` is where updates go on from. `order` places it among the faster tops (`Top`), where there are any.
+    `checksum` None: the exchange sends none. Tokens are the levels as the exchange's checksum wants them.
+    """
 
     symbol: str
     bids: list[Level]
@@ -34,10 +34,11 @@ class Snapshot(NamedTuple):
     checksum: int | None = None
     bid_tokens: list[str] | None = None
     ask_tokens: list[str] | None = None
+    order: int = 0
 
 
 class Delta(NamedTuple):
-    """Changes of a book, sizes absolute, 0 removes."""
+    """Changes of a book, sizes absolute, 0 removes. `first_id` links it to the one before (`Exchange.follows`)."""
 
     symbol: str
     bids: list[Level]
@@ -48,10 +49,25 @@ class Delta(NamedTuple):
     checksum: int | None = None
     bid_tokens: list[str] | None = None
     ask_tokens: list[str] | None = None
+    order: int = 0
+
+
+class Top(NamedTuple):
+    """Best bid and ask from a faster channel, `order` comparable with that of the book's own updates."""
+
+    symbol: str
+    bid: Level
+    ask: Level
+    order: int
+    exchange_ns: int | None
 
 
 class TradeSeen(NamedTuple):
-    """A trade; `replayed` ones are older than the subscription and are not published."""
+    """A trade; `replayed` ones are older than the subscription and are not published.
+
+    `number` is its place in a gapless count of the symbol's trades, None where the exchange has no such count;
+    an aggregated trade covers the `fills` numbers up to it.
+    """
 
     symbol: str
     trade_id: str
@@ -60,10 +76,19 @@ class TradeSeen(NamedTuple):
     taker_side: str | None
     exchange_ns: int | None
     replayed: bool = False
+    number: int | None = None
+    fills: int = 1
+
+
+class LastTrade(NamedTuple):
+    """The number of the newest trade, from a heartbeat."""
+
+    symbol: str
+    number: int
 
 
 class Counter(NamedTuple):
-    """The connection-wide frame number, for CONNECTION chains: comes first in the list of its frame."""
+    """A connection-wide frame number: comes first in the list of its frame."""
 
     number: int
 
@@ -88,6 +113,13 @@ class Refused(NamedTuple):
     words: str
 
 
+class Limited(NamedTuple):
+    """We said too much: the exchange asks us to wait."""
+
+    words: str
+    wait_s: float
+
+
 class Status(NamedTuple):
     """Whether the exchange trades at all."""
 
@@ -101,10 +133,140 @@ class Closing(NamedTuple):
     words: str
 
 
-Event = Snapshot | Delta | TradeSeen | Counter | Acknowledged | Unsubscribed | Refused | Status | Closing
+Event = (
+    Snapshot
+    | Delta
+    | Top
+    | TradeSeen
+    | LastTrade
+    | Counter
+    | Acknowledged
+    | Unsubscribed
+    | Refused
+    | Limited
+    | Status
+    | Closing
+)
 
 
-MALFORMED = (ValueError, TypeError, LookupError, AttributeError, RecursionError)
+# ---------------------------------------------------------------- what an exchange lists
+
+
+@dataclass(frozen=True, slots=True)
+class Instrument:
+    """One pair as the exchange's metadata call describes it.
+
+    Attributes:
+        native: The exchange's own name, as its streams want it.
+        symbol: Canonical name, from the base and quote that the exchange names separately.
+        trading: Whether it can be traded by takers now; `status` is the exchange's own word.
+        tick_size: Step of prices (quote per base); lot_step: of sizes (base).
+        min_size: Least order in base; min_notional: in quote. None where the exchange states none.
+        alias_of: Canonical name of the pair whose book this one shows.
+    """
+
+    native: str
+    symbol: str
+    trading: bool
+    status: str
+    tick_size: Decimal | None
+    lot_step: Decimal | None
+    min_size: Decimal | None
+    min_notional: Decimal | None
+    alias_of: str | None = None
+
+
+def canonical(base: str, quote: str) -> str | None:
+    """`BASE-QUOTE`; None where a name cannot be a symbol of ours (`币安人生`, `AAPLx`): such pairs are left out.
+
+    Names are not put into upper case: that would make one of two.
+    """
+    symbol = f"{base}-{quote}"
+    return symbol if symbols.is_canonical(symbol) else None
+
+
+def number(value: Any) -> Decimal | None:
+    """A positive decimal of a metadata answer; None where it is missing, empty or zero.
+
+    Raises:
+        ValueError: there is something, and it is no number.
+    """
+    if value is None or value == "":
+        return None
+    try:
+        found = Decimal(str(value))
+    except InvalidOperation:
+        raise ValueError(f"not a number: {value!r}") from None
+    if not found.is_finite():
+        raise ValueError(f"not a number: {value!r}")
+    return found if found > 0 else None
+
+
+# ---------------------------------------------------------------- how it is to be treated
+
+
+class Step(Enum):
+    """What an update is to the book it is for."""
+
+    APPLY = auto()
+    IGNORE = auto()  # already known: superseded, repeated, or a keepalive
+    GAP = auto()
+
+
+class Rule(NamedTuple):
+    """At most `most` within any `seconds`."""
+
+    most: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The exchange's own limits; every rule of a list holds at once.
+
+    Attributes:
+        connects: Connection attempts of one address.
+        messages: Frames (other than pings) that one connection may send.
+        requests: REST weight of one address.
+        forbidden_wait_s: How long to stay away after HTTP 403.
+        books: Most books that one connection carries.
+        age_s: How long a connection may live; None: as long as it likes.
+    """
+
+    connects: tuple[Rule, ...]
+    messages: tuple[Rule, ...]
+    requests: tuple[Rule, ...]
+    forbidden_wait_s: float = 60.0
+    books: int = 100
+    age_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """How a link is made to prove itself where data does not: asked when nothing has come for `idle_s`.
+
+    `frame` is the exchange's own ping; None: a ping of the WebSocket protocol. `always_s`: sent so often whatever
+    comes, where the exchange demands it.
+    """
+
+    idle_s: float
+    frame: str | None = None
+    always_s: float | None = None
+
+
+def always(last_id: int, delta: Delta) -> Step:
+    """For exchanges whose updates carry nothing to check."""
+    return Step.APPLY
+
+
+def no_limit(status: int, body: bytes) -> float | None:
+    """For exchanges that say "too many requests" by the HTTP status alone."""
+    return None
+
+
+_T = TypeVar("_T")
+
+MALFORMED = (ValueError, TypeError, LookupError, AttributeError, RecursionError, ArithmeticError)
 """What a parser trips over when a frame is not what it should be."""
 
 
@@ -114,39 +276,58 @@ class Exchange:
 
     Attributes:
         url: Address to connect to, from the configured base and the native symbols.
-        subscribe: Frames to send once connected, from native symbols and book depth.
-        resubscribe: Frames that bring a new snapshot of one book; None where that takes a new connection.
-        parse: Events in one frame, in order; empty for what does not concern us. May raise any of ValueError,
-            TypeError, KeyError and LookupError on a malformed frame: `parse_frame` turns them into BadFrame.
-        native: The exchange's own name of a canonical symbol.
-        canonical: The canonical name of a native one where the exchange separates base and quote itself;
-            the native name where only a table could tell.
-        checksum: What the exchange's checksum must be for a book, where it sends one.
+        subscribe: Frames to send once connected, from native symbols, book depth and whether faster tops are wanted.
+        resubscribe: Frames that bring a new snapshot (or, with REST snapshots, the stream) of these books only.
+        unsubscribe: Frames that end everything about these symbols.
+        parse: Events in one frame, in order; empty for what does not concern us. May raise any of MALFORMED on a
+            malformed frame: `parse_frame` turns them into BadFrame.
+        follows: What an update is to a book that stands at `last_id`.
+        native: The exchange's own name of a canonical symbol, where its metadata does not say.
+        canonical: The canonical name of a native one where the exchange separates base and quote itself; the native
+            name where only its metadata could tell.
+        depths: Book depths that can be subscribed; empty: any.
+        instruments_url, parse_instruments: The metadata call.
+        time_url, parse_time: The clock: its time in ns and how coarse that is, in ns.
+        limits: See `Limits`.
+        proof: See `Proof`; None: its heartbeats come within two seconds.
         truncates: Whether levels beyond the subscribed depth must be dropped by us.
+        checksum: What the exchange's checksum must be for a book, where it sends one.
+        by_time: Updates of a book have no numbers: a time that goes back puts the book in doubt.
+        unchained: Updates carry nothing at all to check: a missing trade puts the book in doubt.
         snapshot_url: Where a snapshot is fetched by REST; None where the socket sends it.
+        snapshot_cost: Weight of that request, from the depth.
         snapshot_symbol: Native symbol of a REST address, None if it is not a snapshot's.
         parse_snapshot: Snapshot in a REST answer's body.
         refusal: Words of a REST answer that says the symbol does not exist, None for all others.
-        ping_s: Interval of our own WebSocket pings where nothing else proves life; None where heartbeats do.
-        books_per_connection: Most books that one connection carries.
+        limited: Seconds to wait that a REST answer's body asks for, None for all others.
     """
 
     name: str
-    chain: Chain
     url: Callable[[str, Sequence[str]], str]
-    subscribe: Callable[[Sequence[str], int], list[str]]
+    subscribe: Callable[[Sequence[str], int, bool], list[str]]
+    resubscribe: Callable[[Sequence[str], int], list[str]]
+    unsubscribe: Callable[[Sequence[str], int], list[str]]
     parse: Callable[[bytes | str], list[Event]]
     native: Callable[[str], str]
     canonical: Callable[[str], str]
-    resubscribe: Callable[[str, int], list[str]] | None = None
+    instruments_url: Callable[[str], str]
+    parse_instruments: Callable[[bytes | str], list[Instrument]]
+    time_url: Callable[[str], str]
+    parse_time: Callable[[bytes | str], tuple[int, int]]
+    limits: Limits
+    follows: Callable[[int, Delta], Step] = always
+    depths: tuple[int, ...] = ()
+    proof: Proof | None = None
     truncates: bool = False
     checksum: Callable[[Book], int] | None = None
+    by_time: bool = False
+    unchained: bool = False
     snapshot_url: Callable[[str, str, int], str] | None = None
+    snapshot_cost: Callable[[int], int] | None = None
     snapshot_symbol: Callable[[str], str | None] | None = None
     parse_snapshot: Callable[[str, bytes | str], Snapshot] | None = None
     refusal: Callable[[int, bytes], str | None] | None = None
-    ping_s: float | None = None
-    books_per_connection: int = 100
+    limited: Callable[[int, bytes], float | None] = no_limit
 
 
 def parse_frame(exchange: Exchange, frame: bytes | str) -> list[Event]:
@@ -175,14 +356,49 @@ def parse_rest(exchange: Exchange, symbol: str, body: bytes | str) -> Snapshot:
         raise BadFrame(exchange.name, body, error) from None
 
 
+def parse_answer(exchange: Exchange, parse: Callable[[bytes | str], _T], body: bytes | str) -> _T:
+    """What `parse` reads in the body of a metadata or time answer.
+
+    Raises:
+        BadFrame: it cannot be read.
+    """
+    try:
+        return parse(body)
+    except MALFORMED as error:
+        raise BadFrame(exchange.name, body, error) from None
+
+
+def parse_listing(exchange: Exchange, body: bytes | str) -> list[Instrument]:
+    """What an exchange lists, from the body of its metadata answer.
+
+    Raises:
+        BadFrame: it cannot be read, or lists nothing: no exchange does that, and to believe it would end every book.
+    """
+    found = parse_answer(exchange, exchange.parse_instruments, body)
+    if not found:
+        raise BadFrame(exchange.name, body, "an empty listing")
+    return found
+
+
 def levels(rows: Sequence[Sequence[str]]) -> list[Level]:
-    """`[["0.35130000", "6195.00000000"], ...]` as floats, whose shortest repr keeps the digits."""
+    """`[["0.35130000", "6195.00000000", ...], ...]` as floats, whose shortest repr keeps the digits."""
     return [(float(row[0]), float(row[1])) for row in rows]
+
+
+def integer(value: Any) -> int:
+    """An integer of the wire, as it stands.
+
+    Raises:
+        ValueError: it is none (a float, a text, a boolean).
+    """
+    if type(value) is not int:
+        raise ValueError(f"not an integer: {value!r}")
+    return int(value)
 
 
 @functools.lru_cache(maxsize=4096)
 def _seconds(text: str) -> int:
-    return int(datetime.datetime.fromisoformat(text + "+00:00").timestamp())
+    return int(datetime.datetime.fromisoformat(text + "+00:00").timestamp()) * 1_000_000_000
 
 
 def iso_ns(text: str) -> int:
@@ -191,7 +407,12 @@ def iso_ns(text: str) -> int:
     Raises:
         ValueError: not such a time.
     """
-    if not text.endswith("Z"):
+    if text[-1:] != "Z":
         raise ValueError(f"not a UTC time: {text!r}")
-    fraction = text[20:-1]
-    return _seconds(text[:19]) * 1_000_000_000 + (int(fraction[:9].ljust(9, "0")) if fraction else 0)
+    digits = text[20:29].rstrip("Z")
+    if digits:
+        return _seconds(text[:19]) + int(digits) * _TENS[9 - len(digits)]
+    return _seconds(text[:19])
+
+
+_TENS: tuple[int, ...] = tuple(int(10**power) for power in range(10))

@@ -1,29 +1,43 @@
 """Binance spot streams and REST depth: https://github.com/binance/binance-spot-api-docs (web-socket-streams.md,
-"How to manage a local order book correctly", read 2026-07-21).
+"How to manage a local order book correctly"; rest-api.md; read 2026-07-21).
 
 An unknown stream is no error there: it is acknowledged and stays silent, so a book counts as verified only when its
 first diff has come. There is no heartbeat within two seconds, so our own ping is the proof of life (limit: five
-messages a second from the client).
+messages a second from the client, pings included).
+
+`bookTicker` numbers its updates like the diffs do (`u`, order book update id), so it is merged as the faster top; it
+carries no time.
 """
 
 from collections.abc import Sequence
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import orjson
 
 from services.collector.exchanges.base import (
-    Chain,
     Closing,
     Delta,
     Event,
     Exchange,
+    Instrument,
+    Limits,
+    Proof,
     Refused,
+    Rule,
     Snapshot,
+    Step,
+    Top,
     TradeSeen,
+    canonical,
+    integer,
     levels,
+    number,
 )
 
 _MS = 1_000_000
+CHANNELS = ("depth@100ms", "trade")
+FAST = "bookTicker"
 
 
 def native(symbol: str) -> str:
@@ -31,28 +45,67 @@ def native(symbol: str) -> str:
     return symbol.replace("-", "")
 
 
-def url(base: str, symbols: Sequence[str]) -> str:
-    """Combined streams: the payload comes wrapped with its stream's name."""
-    names = [f"{symbol.lower()}@{channel}" for symbol in symbols for channel in ("depth@100ms", "trade")]
-    return f"{base.rstrip('/')}/stream?streams={'/'.join(names)}"
+def url(base: str, natives: Sequence[str]) -> str:
+    """Combined payloads: each comes wrapped with its stream's name. Streams are subscribed by frames."""
+    return f"{base.rstrip('/')}/stream"
+
+
+def _streams(natives: Sequence[str], channels: Sequence[str]) -> list[str]:
+    return [f"{name.lower()}@{channel}" for name in natives for channel in channels]
+
+
+def _say(method: str, params: list[str]) -> str:
+    return orjson.dumps({"method": method, "params": params, "id": 1}).decode()
+
+
+def subscribe(natives: Sequence[str], depth: int, fast_tops: bool) -> list[str]:
+    """One frame for all: five a second are allowed."""
+    return [_say("SUBSCRIBE", _streams(natives, (*CHANNELS, FAST) if fast_tops else CHANNELS))]
+
+
+def resubscribe(natives: Sequence[str], depth: int) -> list[str]:
+    """The diffs again; the snapshot is fetched beside it."""
+    streams = _streams(natives, ("depth@100ms",))
+    return [_say("UNSUBSCRIBE", streams), _say("SUBSCRIBE", streams)]
+
+
+def unsubscribe(natives: Sequence[str], depth: int) -> list[str]:
+    return [_say("UNSUBSCRIBE", _streams(natives, (*CHANNELS, FAST)))]
+
+
+def follows(last_id: int, delta: Delta) -> Step:
+    """Step 5, in its strict form: each event begins where the one before ended (so it is in all our captures)."""
+    return Step.APPLY if delta.first_id == last_id + 1 else Step.GAP
 
 
 def parse(frame: bytes | str) -> list[Event]:
-    """Diffs, trades and the announced shutdown; tickers, klines, aggregated trades and acks are not ours."""
+    """Diffs, faster tops, trades and the announced shutdown; tickers, klines, aggregated trades, acks are not ours."""
     message = orjson.loads(frame)
     data = message.get("data", message)
-    match data.get("e"):
-        case "depthUpdate":
-            first, last = data["U"], data["u"]
-            if not (isinstance(first, int) and isinstance(last, int) and first <= last):
-                raise ValueError(f"update ids {first!r} to {last!r}")
-            return [Delta(data["s"], levels(data["b"]), levels(data["a"]), data["E"] * _MS, first, last)]
-        case "trade":
-            side = "sell" if data["m"] else "buy"  # m: the buyer is the maker, so the taker sold
-            price, size = float(data["p"]), float(data["q"])
-            return [TradeSeen(data["s"], str(int(data["t"])), price, size, side, data["T"] * _MS)]
-        case "serverShutdown":
-            return [Closing("serverShutdown")]
+    kind = data.get("e")
+    if kind == "depthUpdate":
+        first, last = data["U"], data["u"]
+        if not (type(first) is int and type(last) is int and first <= last):
+            raise ValueError(f"update ids {first!r} to {last!r}")
+        return [
+            Delta(data["s"], levels(data["b"]), levels(data["a"]), integer(data["E"]) * _MS, first, last, order=last)
+        ]
+    if kind is None:
+        if "A" in data and "u" in data:
+            bid, ask = (float(data["b"]), float(data["B"])), (float(data["a"]), float(data["A"]))
+            return [Top(data["s"], bid, ask, integer(data["u"]), None)]
+        return _answer(message)
+    if kind == "trade":
+        side = "sell" if data["m"] else "buy"  # m: the buyer is the maker, so the taker sold
+        trade_id = integer(data["t"])
+        price, size, when = float(data["p"]), float(data["q"]), integer(data["T"]) * _MS
+        return [TradeSeen(data["s"], str(trade_id), price, size, side, when, number=trade_id)]
+    if kind == "serverShutdown":
+        return [Closing("serverShutdown")]
+    return []
+
+
+def _answer(message: dict[str, Any]) -> list[Event]:
     if "error" in message:
         return [Refused(None, str(message["error"].get("msg", message["error"])))]
     if "code" in message and "msg" in message:
@@ -61,8 +114,12 @@ def parse(frame: bytes | str) -> list[Event]:
 
 
 def snapshot_url(base: str, symbol: str, depth: int) -> str:
-    """Weight 50 of 6,000 a minute at depth 1000."""
     return f"{base.rstrip('/')}/api/v3/depth?symbol={symbol}&limit={depth}"
+
+
+def snapshot_cost(depth: int) -> int:
+    """Weight by levels, rest-api.md."""
+    return next(weight for most, weight in ((100, 5), (500, 25), (1000, 50), (10**9, 250)) if depth <= most)
 
 
 def snapshot_symbol(address: str) -> str | None:
@@ -74,10 +131,8 @@ def snapshot_symbol(address: str) -> str | None:
 def parse_snapshot(symbol: str, body: bytes | str) -> Snapshot:
     """`{"lastUpdateId":160,"bids":[["0.0024","10"]],"asks":[["0.0026","100"]]}`; it carries no time."""
     data = orjson.loads(body)
-    last_id = data["lastUpdateId"]
-    if not isinstance(last_id, int):
-        raise ValueError(f"lastUpdateId {last_id!r}")
-    return Snapshot(symbol, levels(data["bids"]), levels(data["asks"]), None, last_id)
+    last_id = integer(data["lastUpdateId"])
+    return Snapshot(symbol, levels(data["bids"]), levels(data["asks"]), None, last_id, order=last_id)
 
 
 def refusal(status: int, body: bytes) -> str | None:
@@ -91,18 +146,60 @@ def refusal(status: int, body: bytes) -> str | None:
     return str(answer.get("msg")) if isinstance(answer, dict) and answer.get("code") == -1121 else None
 
 
+def parse_instruments(body: bytes | str) -> list[Instrument]:
+    """`exchangeInfo`; CANCEL_ONLY exists since 2026-07. Older answers say MIN_NOTIONAL instead of NOTIONAL."""
+    found = []
+    for row in orjson.loads(body)["symbols"]:
+        symbol = canonical(row["baseAsset"], row["quoteAsset"])
+        if symbol is None:
+            continue
+        rules = {rule["filterType"]: rule for rule in row["filters"]}
+        lots, notional = rules.get("LOT_SIZE", {}), rules.get("NOTIONAL") or rules.get("MIN_NOTIONAL") or {}
+        found.append(
+            Instrument(
+                native=row["symbol"],
+                symbol=symbol,
+                trading=row["status"] == "TRADING",
+                status=row["status"],
+                tick_size=number(rules.get("PRICE_FILTER", {}).get("tickSize")),
+                lot_step=number(lots.get("stepSize")),
+                min_size=number(lots.get("minQty")),
+                min_notional=number(notional.get("minNotional")),
+            )
+        )
+    return found
+
+
+def parse_time(body: bytes | str) -> tuple[int, int]:
+    return integer(orjson.loads(body)["serverTime"]) * _MS, _MS
+
+
 BINANCE = Exchange(
     name="binance",
-    chain=Chain.UPDATE_IDS,
     url=url,
-    subscribe=lambda symbols, depth: [],  # the address names the streams
+    subscribe=subscribe,
+    resubscribe=resubscribe,
+    unsubscribe=unsubscribe,
     parse=parse,
+    follows=follows,
     native=native,
     canonical=lambda name: name,  # BTCUSDT: only the exchange's metadata could tell where to cut
+    instruments_url=lambda base: f"{base.rstrip('/')}/api/v3/exchangeInfo?showPermissionSets=false",
+    parse_instruments=parse_instruments,
+    time_url=lambda base: f"{base.rstrip('/')}/api/v3/time",
+    parse_time=parse_time,
+    limits=Limits(
+        connects=(Rule(300, 300.0),),
+        messages=(Rule(3, 1.0),),  # five a second, of which our pings take one or two
+        requests=(Rule(6000, 60.0),),
+        forbidden_wait_s=300.0,  # its firewall
+        books=100,  # 1,024 streams a connection; fewer books share one fate
+        age_s=84_600.0,  # closed by the server at 24 h: replaced half an hour before
+    ),
+    proof=Proof(idle_s=0.9),
     snapshot_url=snapshot_url,
+    snapshot_cost=snapshot_cost,
     snapshot_symbol=snapshot_symbol,
     parse_snapshot=parse_snapshot,
     refusal=refusal,
-    ping_s=0.9,
-    books_per_connection=100,  # 1,024 streams a connection; fewer books share one fate
 )

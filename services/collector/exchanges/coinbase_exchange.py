@@ -1,8 +1,10 @@
 """Coinbase Exchange feed (same matching engine as Advanced Trade, the second source):
 https://docs.cdp.coinbase.com/exchange/websocket-feed/channels (read 2025-05-17).
 
-`l2update` has no sequence number and no checksum: a lost one cannot be seen, so this feed only backs the other up.
-`match.side` is the maker's side. `last_match` is an old trade, sent on subscribing.
+`l2update` has no sequence number and no checksum. What can show a lost frame is the trades: their ids count by one, and
+the heartbeat names the last; a missing trade puts the book in doubt, and so does a time that goes back. A lost update
+between two trades stays unseen. `match.side` is the maker's side. `last_match`
+is an old trade, sent on subscribing. `ticker` comes with trades only, so it is no faster top.
 """
 
 from collections.abc import Sequence
@@ -12,65 +14,123 @@ import orjson
 
 from services.collector.book import Level
 from services.collector.exchanges.base import (
-    Chain,
     Delta,
     Event,
     Exchange,
+    Instrument,
+    LastTrade,
+    Limits,
     Refused,
+    Rule,
     Snapshot,
     TradeSeen,
+    canonical,
+    integer,
     iso_ns,
     levels,
+    number,
 )
 
+NOT_TRADING = ("trading_disabled", "cancel_only", "post_only", "auction_mode")
 
-def subscribe(symbols: Sequence[str], depth: int) -> list[str]:
+
+def _say(kind: str, natives: Sequence[str], channels: Sequence[str]) -> str:
+    return orjson.dumps({"type": kind, "product_ids": list(natives), "channels": list(channels)}).decode()
+
+
+def subscribe(natives: Sequence[str], depth: int, fast_tops: bool) -> list[str]:
     """All channels in one message, within five seconds of connecting."""
-    channels = ["level2_batch", "matches", "heartbeat"]
-    return [orjson.dumps({"type": "subscribe", "product_ids": list(symbols), "channels": channels}).decode()]
+    return [_say("subscribe", natives, ("level2_batch", "matches", "heartbeat"))]
+
+
+def resubscribe(natives: Sequence[str], depth: int) -> list[str]:
+    return [_say(kind, natives, ("level2_batch",)) for kind in ("unsubscribe", "subscribe")]
+
+
+def unsubscribe(natives: Sequence[str], depth: int) -> list[str]:
+    return [_say("unsubscribe", natives, ("level2_batch", "matches", "heartbeat"))]
 
 
 def parse(frame: bytes | str) -> list[Event]:
-    """Books and trades; tickers, heartbeats and acks carry nothing for us."""
+    """Books, trades and the last trade's number; tickers and acks carry nothing for us."""
     message = orjson.loads(frame)
-    match message.get("type"):
-        case "l2update":
-            bids, asks = _changes(message["changes"])
-            return [Delta(message["product_id"], bids, asks, iso_ns(message["time"]))]
-        case "snapshot":
-            return [Snapshot(message["product_id"], levels(message["bids"]), levels(message["asks"]), None)]
-        case "match" | "last_match" as kind:
-            return [_trade(message, replayed=kind == "last_match")]
-        case "error":
-            return [Refused(None, str(message.get("reason") or message.get("message")))]
+    kind = message.get("type")
+    if kind == "l2update":
+        bids: list[Level] = []
+        asks: list[Level] = []
+        for side, price, size in message["changes"]:
+            if side == "buy":
+                bids.append((float(price), float(size)))
+            elif side == "sell":
+                asks.append((float(price), float(size)))
+            else:
+                raise ValueError(f"side {side!r}")
+        return [Delta(message["product_id"], bids, asks, iso_ns(message["time"]))]
+    if kind == "match" or kind == "last_match":
+        return [_trade(message, replayed=kind == "last_match")]
+    if kind == "heartbeat":
+        return [LastTrade(message["product_id"], integer(message["last_trade_id"]))]
+    if kind == "snapshot":
+        return [Snapshot(message["product_id"], levels(message["bids"]), levels(message["asks"]), None)]
+    if kind == "error":
+        return [Refused(None, str(message.get("reason") or message.get("message")))]
     return []
-
-
-def _changes(rows: Sequence[Sequence[str]]) -> tuple[list[Level], list[Level]]:
-    bids: list[Level] = []
-    asks: list[Level] = []
-    for side, price, size in rows:
-        if side not in ("buy", "sell"):
-            raise ValueError(f"side {side!r}")
-        (bids if side == "buy" else asks).append((float(price), float(size)))
-    return bids, asks
 
 
 def _trade(message: dict[str, Any], replayed: bool) -> TradeSeen:
     taker_side = {"sell": "buy", "buy": "sell"}[message["side"]]
     price, size = float(message["price"]), float(message["size"])
-    trade_id = str(int(message["trade_id"]))
-    exchange_ns = iso_ns(message["time"])
-    return TradeSeen(message["product_id"], trade_id, price, size, taker_side, exchange_ns, replayed)
+    trade_id, when = integer(message["trade_id"]), iso_ns(message["time"])
+    return TradeSeen(message["product_id"], str(trade_id), price, size, taker_side, when, replayed, trade_id)
+
+
+def parse_instruments(body: bytes | str) -> list[Instrument]:
+    """`/products`."""
+    found = []
+    for row in orjson.loads(body):
+        symbol = canonical(row["base_currency"], row["quote_currency"])
+        if symbol is None:
+            continue
+        trading = row["status"] == "online" and not any(row.get(name) for name in NOT_TRADING)
+        found.append(
+            Instrument(
+                native=row["id"],
+                symbol=symbol,
+                trading=trading,
+                status=next((name for name in NOT_TRADING if row.get(name)), row["status"]),
+                tick_size=number(row["quote_increment"]),
+                lot_step=number(row["base_increment"]),
+                min_size=number(row.get("base_min_size")),
+                min_notional=number(row.get("min_market_funds")),
+            )
+        )
+    return found
+
+
+def parse_time(body: bytes | str) -> tuple[int, int]:
+    """`{"iso":"2026-01-01T00:00:00.123Z","epoch":1767225600.123}`: the text is the exact one."""
+    return iso_ns(orjson.loads(body)["iso"]), 1_000_000
 
 
 COINBASE_EXCHANGE = Exchange(
     name="coinbase-exchange",
-    chain=Chain.NONE,
-    url=lambda base, symbols: base,
+    url=lambda base, natives: base,
     subscribe=subscribe,
+    resubscribe=resubscribe,
+    unsubscribe=unsubscribe,
     parse=parse,
     native=lambda symbol: symbol,
     canonical=lambda name: name,
-    books_per_connection=10,
+    instruments_url=lambda base: f"{base.rstrip('/')}/products",
+    parse_instruments=parse_instruments,
+    time_url=lambda base: f"{base.rstrip('/')}/time",
+    parse_time=parse_time,
+    limits=Limits(
+        connects=(Rule(8, 1.0),),
+        messages=(Rule(8, 1.0),),
+        requests=(Rule(10, 1.0),),
+        books=10,
+    ),
+    by_time=True,
+    unchained=True,
 )

@@ -1,8 +1,11 @@
 """What every simulated exchange is: a server with its books, and a session per connection. No sockets here."""
 
+import datetime
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from decimal import Decimal
 from typing import NamedTuple
+from urllib.parse import parse_qs, urlsplit
 
 from services.simulator.market import BookEvent, SimBook, TradeEvent
 
@@ -41,19 +44,24 @@ class Session(ABC):
         """Whether the exchange would close this connection now."""
         return False
 
+    def announce_end(self, now_ns: int) -> list[str]:
+        """Frames by which the exchange says that it will soon close this connection; none where it never says so."""
+        return []
+
 
 class Server(ABC):
     """One exchange.
 
     Args:
         books: Its books by canonical symbol.
-        native: The exchange's name of a canonical symbol.
     """
 
     path = ""
 
     def __init__(self, books: Mapping[str, SimBook]) -> None:
         self.books = dict(books)
+        self.halted: set[str] = set()
+        """Canonical symbols that the metadata shows as not trading; their books go on."""
 
     @abstractmethod
     def session(self, path: str, now_ns: int) -> Session:
@@ -70,3 +78,27 @@ class Server(ABC):
 def native_names(books: Mapping[str, SimBook], name: Callable[[str], str]) -> dict[str, str]:
     """Native to canonical names."""
     return {name(symbol): symbol for symbol in books}
+
+
+def requested(path: str) -> tuple[str, dict[str, str]]:
+    """Path and query of a GET; of a repeated name the first value."""
+    parts = urlsplit(path)
+    return parts.path, {name: values[0] for name, values in parse_qs(parts.query).items()}
+
+
+def iso(now_ns: int, digits: int) -> str:
+    """`2026-08-01T02:53:53.184174Z`, with so many digits of the second."""
+    seconds, rest = divmod(now_ns, 1_000_000_000)
+    moment = datetime.datetime.fromtimestamp(seconds, datetime.UTC)
+    return f"{moment:%Y-%m-%dT%H:%M:%S}.{f'{rest:09d}'[:digits]}Z"
+
+
+def trimmed(text: str) -> str:
+    """Without the zeros at the end: `65000.10` is `65000.1`."""
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def least_size(book: SimBook, units: int = 1) -> str:
+    """A least order as exchanges choose them: `units` times the power of ten below one unit of the quote currency."""
+    price = int(book.price(min(book.asks)))
+    return f"{Decimal(units).scaleb(-len(str(price))):f}"

@@ -7,9 +7,12 @@ from urllib.parse import parse_qs, urlsplit
 
 import orjson
 
-from services.simulator.exchanges.base import Answer, Server, Session, native_names
+from services.simulator.exchanges.base import Answer, Server, Session, native_names, requested
 from services.simulator.market import BookEvent, SimBook, TradeEvent
 from shared import symbols
+
+LOT_STEP = "0.00001000"
+UNKNOWN_SYMBOL = Answer(400, b'{"code":-1121,"msg":"Invalid symbol."}')
 
 
 def _eight(text: str) -> str:
@@ -36,17 +39,16 @@ class BinanceServer(Server):
         return BinanceSession(self, path)
 
     def rest(self, path: str, now_ns: int) -> Answer | None:
-        parts = urlsplit(path)
-        query = {name: values[0] for name, values in parse_qs(parts.query).items()}
-        if parts.path == "/api/v3/time":
+        place, query = requested(path)
+        if place == "/api/v3/time":
             return Answer(200, orjson.dumps({"serverTime": now_ns // 1_000_000}))
-        if parts.path == "/api/v3/exchangeInfo":
-            return Answer(200, orjson.dumps({"timezone": "UTC", "symbols": [self._info(s) for s in self.books]}))
-        if parts.path != "/api/v3/depth":
+        if place == "/api/v3/exchangeInfo":
+            return self._exchange_info(query, now_ns)
+        if place != "/api/v3/depth":
             return None
         symbol = self.names.get(query.get("symbol", ""))
         if symbol is None:
-            return Answer(400, b'{"code":-1121,"msg":"Invalid symbol."}')
+            return UNKNOWN_SYMBOL
         limit = query.get("limit", "100")
         if not limit.isdigit() or not 1 <= int(limit) <= 5000:
             return Answer(400, b'{"code":-1130,"msg":"Data sent for parameter \'limit\' is not valid."}')
@@ -57,16 +59,66 @@ class BinanceServer(Server):
         }
         return Answer(200, orjson.dumps({"lastUpdateId": self.last[symbol], **sides}))
 
-    def _info(self, symbol: str) -> dict[str, Any]:
+    def _exchange_info(self, query: dict[str, str], now_ns: int) -> Answer:
+        """All symbols, or those of `symbol=BTCUSDT` or `symbols=["BTCUSDT","ETHUSDT"]`."""
+        names = [query["symbol"]] if "symbol" in query else list(self.names)
+        if "symbols" in query:
+            try:
+                names = [str(name) for name in orjson.loads(query["symbols"])]
+            except (orjson.JSONDecodeError, TypeError):
+                return Answer(400, b'{"code":-1100,"msg":"Illegal characters found in parameter \'symbols\'."}')
+        if not {*names} <= {*self.names}:
+            return UNKNOWN_SYMBOL
+        weights = ("REQUEST_WEIGHT", "MINUTE", 1, 6000), ("RAW_REQUESTS", "MINUTE", 5, 61_000)
+        body = {
+            "timezone": "UTC",
+            "serverTime": now_ns // 1_000_000,
+            "rateLimits": [
+                dict(zip(("rateLimitType", "interval", "intervalNum", "limit"), weight, strict=True))
+                for weight in weights
+            ],
+            "exchangeFilters": [],
+            "symbols": [self._info(name) for name in names],
+        }
+        return Answer(200, orjson.dumps(body))
+
+    def _info(self, name: str) -> dict[str, Any]:
+        symbol = self.names[name]
         book = self.books[symbol]
         base, quote = symbols.split(symbol)
+        tick = _eight(book.price_text(1))
         filters = [
-            {"filterType": "PRICE_FILTER", "tickSize": _eight(book.price_text(1))},
-            {"filterType": "LOT_SIZE", "stepSize": _eight("0.00001000")},
-            {"filterType": "NOTIONAL", "minNotional": "5.00000000"},
+            {"filterType": "PRICE_FILTER", "minPrice": tick, "maxPrice": "1000000.00000000", "tickSize": tick},
+            {"filterType": "LOT_SIZE", "minQty": LOT_STEP, "maxQty": "9000.00000000", "stepSize": LOT_STEP},
+            {
+                "filterType": "NOTIONAL",
+                "minNotional": "5.00000000",
+                "applyMinToMarket": True,
+                "maxNotional": "9000000.00000000",
+                "applyMaxToMarket": False,
+                "avgPriceMins": 5,
+            },
         ]
-        name = symbol.replace("-", "")
-        return {"symbol": name, "status": "TRADING", "baseAsset": base, "quoteAsset": quote, "filters": filters}
+        return {
+            "symbol": name,
+            "status": "HALT" if symbol in self.halted else "TRADING",
+            "baseAsset": base,
+            "baseAssetPrecision": 8,
+            "quoteAsset": quote,
+            "quotePrecision": 8,
+            "quoteAssetPrecision": 8,
+            "baseCommissionPrecision": 8,
+            "quoteCommissionPrecision": 8,
+            "orderTypes": ["LIMIT", "LIMIT_MAKER", "MARKET"],
+            "icebergAllowed": True,
+            "ocoAllowed": True,
+            "quoteOrderQtyMarketAllowed": True,
+            "isSpotTradingAllowed": True,
+            "isMarginTradingAllowed": False,
+            "filters": filters,
+            "permissions": [],
+            "permissionSets": [["SPOT"]],
+        }
 
 
 class BinanceSession(Session):
@@ -150,6 +202,9 @@ class BinanceSession(Session):
             "M": True,
         }
         return [self._frame(stream, data)]
+
+    def announce_end(self, now_ns: int) -> list[str]:
+        return [self._frame("!serverShutdown", {"e": "serverShutdown", "E": now_ns // 1_000_000})]
 
     def _frame(self, stream: str, data: dict[str, Any]) -> str:
         return orjson.dumps({"stream": stream, "data": data} if self._combined else data).decode()

@@ -1,24 +1,17 @@
 """Coinbase Advanced Trade market data as the client sees it: https://docs.cdp.coinbase.com/coinbase-app/
 advanced-trade-apis/websocket/websocket-channels (read 2026); the order of frames is that of our captures."""
 
-import datetime
 from typing import Any
 
 import orjson
 
-from services.simulator.exchanges.base import Answer, Server, Session
+from services.simulator.exchanges.base import Answer, Server, Session, iso, requested
 from services.simulator.market import LEVELS, BookEvent, TradeEvent
 from shared import symbols
 
 CHANNELS = {"level2": "l2_data", "market_trades": "market_trades", "heartbeats": "heartbeats"}
 SUBSCRIBE_WITHIN_NS = 5_000_000_000
 HEARTBEAT_NS = 1_000_000_000
-
-
-def iso(now_ns: int) -> str:
-    """Nine digits, as this exchange writes times."""
-    moment = datetime.datetime.fromtimestamp(now_ns // 1_000_000_000, datetime.UTC)
-    return f"{moment:%Y-%m-%dT%H:%M:%S}.{now_ns % 1_000_000_000:09d}Z"
 
 
 class CoinbaseServer(Server):
@@ -28,26 +21,64 @@ class CoinbaseServer(Server):
         return CoinbaseSession(self, now_ns)
 
     def rest(self, path: str, now_ns: int) -> Answer | None:
-        if path == "/api/v3/brokerage/time":
+        place, _ = requested(path)
+        if place == "/api/v3/brokerage/time":
             seconds, millis = now_ns // 1_000_000_000, now_ns // 1_000_000
-            body = {"iso": iso(now_ns), "epochSeconds": str(seconds), "epochMillis": str(millis)}
+            body = {"iso": iso(now_ns, 9), "epochSeconds": str(seconds), "epochMillis": str(millis)}
             return Answer(200, orjson.dumps(body))
-        if path == "/api/v3/brokerage/market/products":
-            return Answer(200, orjson.dumps({"products": [self._product(symbol) for symbol in self.books]}))
+        if place == "/api/v3/brokerage/market/products":
+            products = [product for symbol in self.books for product in self._products(symbol)]
+            return Answer(200, orjson.dumps({"products": products, "num_products": len(products)}))
         return None
 
-    def _product(self, symbol: str) -> dict[str, Any]:
+    def _products(self, symbol: str) -> list[dict[str, Any]]:
+        """The product, and for a coin against USD its alias against USDC: another name of the same book."""
         base, quote = symbols.split(symbol)
+        alias = f"{base}-USDC"
+        if quote != "USD" or base in symbols.CASH or alias in self.books:
+            return [self._product(symbol, symbol)]
+        return [
+            self._product(symbol, symbol) | {"alias_to": [alias]},
+            self._product(alias, symbol) | {"alias": symbol, "quote_display_symbol": quote},
+        ]
+
+    def _product(self, name: str, symbol: str) -> dict[str, Any]:
+        book = self.books[symbol]
+        base, quote = symbols.split(name)
+        halted = symbol in self.halted
         return {
-            "product_id": symbol,
-            "base_currency_id": base,
-            "quote_currency_id": quote,
-            "quote_increment": self.books[symbol].price_text(1),
-            "base_increment": "0.00000001",
-            "is_disabled": False,
-            "view_only": False,
+            "product_id": name,
+            "price": book.price_text(min(book.asks)),
+            "base_increment": book.size_text(1),
+            "quote_increment": book.price_text(1),
+            "quote_min_size": "1",
+            "quote_max_size": "150000000",
+            "base_min_size": book.size_text(1),
+            "base_max_size": "3400",
+            "base_name": base,
+            "quote_name": quote,
+            "watched": False,
+            "is_disabled": halted,
+            "new": False,
             "status": "online",
+            "cancel_only": False,
+            "limit_only": False,
+            "post_only": False,
+            "trading_disabled": halted,
+            "auction_mode": False,
+            "product_type": "SPOT",
+            "quote_currency_id": quote,
+            "base_currency_id": base,
+            "fcm_trading_session_details": None,
+            "mid_market_price": "",
             "alias": "",
+            "alias_to": [],
+            "base_display_symbol": base,
+            "quote_display_symbol": quote,
+            "view_only": False,
+            "price_increment": book.price_text(1),
+            "display_name": name,
+            "product_venue": "CBE",
         }
 
 
@@ -106,7 +137,7 @@ class CoinbaseSession(Session):
             return []
         self._heartbeat_ns = now_ns
         self._heartbeats += 1
-        now = f"{iso(now_ns)[:-1].replace('T', ' ')} +0000 UTC m=+{self._heartbeats}.0"
+        now = f"{iso(now_ns, 9)[:-1].replace('T', ' ')} +0000 UTC m=+{self._heartbeats}.0"
         return [self._frame("heartbeats", [{"current_time": now, "heartbeat_counter": self._heartbeats}], now_ns)]
 
     def _snapshot(self, channel: str, product: str, now_ns: int) -> str:
@@ -124,7 +155,7 @@ class CoinbaseSession(Session):
         updates = [
             {
                 "side": side,
-                "event_time": iso(now_ns),
+                "event_time": iso(now_ns, 9),
                 "price_level": book.price_text(price),
                 "new_quantity": book.size_text(size),
             }
@@ -139,7 +170,7 @@ class CoinbaseSession(Session):
                 "trade_id": str(trade.trade_id),
                 "price": self._server.books[trade.symbol].price_text(trade.price),
                 "size": self._server.books[trade.symbol].size_text(trade.size),
-                "time": iso(now_ns),
+                "time": iso(now_ns, 9),
                 "side": trade.taker_side.upper(),
             }
             for trade in reversed(trades)
@@ -153,7 +184,7 @@ class CoinbaseSession(Session):
         frame = {
             "channel": channel,
             "client_id": "",
-            "timestamp": iso(now_ns),
+            "timestamp": iso(now_ns, 9),
             "sequence_num": self._number,
             "events": events,
         }

@@ -11,17 +11,19 @@ from typing import Any
 
 import orjson
 
-from services.simulator.exchanges.base import Answer, Server, Session, native_names
+from services.simulator.exchanges.base import Answer, Server, Session, iso, least_size, native_names, requested
 from services.simulator.market import BookEvent, SimBook, TradeEvent
 from shared import symbols
 
 DEPTHS = (10, 25, 100, 500, 1000)
 HEARTBEAT_NS = 1_000_000_000
 
-
-def iso(now_ns: int) -> str:
-    moment = datetime.datetime.fromtimestamp(now_ns // 1_000_000_000, datetime.UTC)
-    return f"{moment:%Y-%m-%dT%H:%M:%S}.{now_ns % 1_000_000_000 // 1000:06d}Z"
+V1_NAMES = {"BTC": "XBT", "DOGE": "XDG"}
+V1_CODES = {
+    **{name: f"X{name}" for name in ("XBT", "XDG", "ETH", "ETC", "LTC", "XRP", "XLM", "XMR", "ZEC", "MLN", "REP")},
+    **{name: f"Z{name}" for name in ("USD", "EUR", "GBP", "CAD", "JPY", "AUD")},
+}
+"""REST goes on with the names of version 1; the oldest assets have four letters there."""
 
 
 def checksum(book: SimBook) -> int:
@@ -46,18 +48,60 @@ class KrakenServer(Server):
         return KrakenSession(self, now_ns, 7_204_881_492_680_171_915 + self.connections)
 
     def rest(self, path: str, now_ns: int) -> Answer | None:
-        if path == "/0/public/Time":
-            result: dict[str, Any] = {"unixtime": now_ns // 1_000_000_000, "rfc1123": ""}
-        elif path == "/0/public/AssetPairs":
-            result = {name.replace("/", ""): self._pair(name, symbol) for name, symbol in self.names.items()}
+        place, query = requested(path)
+        if place == "/0/public/Time":
+            moment = datetime.datetime.fromtimestamp(now_ns // 1_000_000_000, datetime.UTC)
+            result: dict[str, Any] = {
+                "unixtime": now_ns // 1_000_000_000,
+                "rfc1123": f"{moment:%a, %d %b %y %H:%M:%S} +0000",
+            }
+        elif place == "/0/public/AssetPairs":
+            pairs = [self._pair(symbol) for symbol in self.books]
+            if "pair" in query:
+                wanted = query["pair"].split(",")
+                pairs = [(key, pair) for key, pair in pairs if {key, pair["altname"], pair["wsname"]} & {*wanted}]
+                if len(pairs) != len(wanted):
+                    return Answer(200, b'{"error":["EQuery:Unknown asset pair"]}')
+            result = dict(pairs)
         else:
             return None
         return Answer(200, orjson.dumps({"error": [], "result": result}))
 
-    def _pair(self, name: str, symbol: str) -> dict[str, Any]:
-        base, quote = symbols.split(symbol)
-        digits = self.books[symbol].price_digits
-        return {"altname": name.replace("/", ""), "wsname": name, "base": base, "quote": quote, "pair_decimals": digits}
+    def status(self, symbol: str) -> str:
+        """Of a pair, as both `AssetPairs` and the channel `instrument` say it."""
+        return "cancel_only" if symbol in self.halted else "online"
+
+    def _pair(self, symbol: str) -> tuple[str, dict[str, Any]]:
+        """Key and row of a pair: `XXBTZUSD` where both sides have their old codes, else `XBTUSDT`."""
+        book = self.books[symbol]
+        base, quote = (V1_NAMES.get(asset, asset) for asset in symbols.split(symbol))
+        old = (base in V1_CODES and quote in V1_CODES and base != "XDG") or (base, quote) == ("USDT", "USD")
+        codes = V1_CODES.get(base, base), V1_CODES.get(quote, quote)
+        row = {
+            "altname": f"{base}{quote}",
+            "wsname": f"{base}/{quote}",
+            "aclass_base": "currency",
+            "base": codes[0],
+            "aclass_quote": "currency",
+            "quote": codes[1],
+            "lot": "unit",
+            "cost_decimals": 5,
+            "pair_decimals": book.price_digits,
+            "lot_decimals": book.size_digits,
+            "lot_multiplier": 1,
+            "leverage_buy": [],
+            "leverage_sell": [],
+            "fees": [],
+            "fees_maker": [],
+            "fee_volume_currency": "ZUSD",
+            "margin_call": 80,
+            "margin_stop": 40,
+            "ordermin": least_size(book, 5),
+            "costmin": "0.5",
+            "tick_size": book.price_text(1),
+            "status": self.status(symbol),
+        }
+        return "".join(codes) if old else f"{base}{quote}", row
 
 
 class _Subscription:
@@ -91,13 +135,17 @@ class KrakenSession(Session):
         self._sent_ns = now_ns
 
     def on_open(self, now_ns: int) -> list[str]:
+        return self._sending(self.status_frames(online=True), now_ns)
+
+    def status_frames(self, online: bool) -> list[str]:
+        """The exchange's state: on connecting, and to every connection when it changes."""
         data = {
             "version": "2.0.10",
-            "system": "online",
+            "system": "online" if online else "cancel_only",
             "api_version": "v2",
             "connection_id": self._connection_id,
         }
-        return self._sending([orjson.dumps({"channel": "status", "type": "update", "data": [data]}).decode()], now_ns)
+        return [orjson.dumps({"channel": "status", "type": "update", "data": [data]}).decode()]
 
     def on_timer(self, now_ns: int) -> list[str]:
         if not (self._books or self._trades or self._tickers) or now_ns - self._sent_ns < HEARTBEAT_NS:
@@ -112,7 +160,7 @@ class KrakenSession(Session):
         except (orjson.JSONDecodeError, KeyError, TypeError):
             return ['{"error":"Malformed JSON","success":false}']
         if method == "ping":
-            times = {"time_in": iso(now_ns), "time_out": iso(now_ns)}
+            times = {"time_in": iso(now_ns, 6), "time_out": iso(now_ns, 6)}
             return [orjson.dumps({"method": "pong", "req_id": request.get("req_id"), **times}).decode()]
         if method not in ("subscribe", "unsubscribe"):
             return [orjson.dumps({"error": "Unsupported method", "method": method, "success": False}).decode()]
@@ -167,7 +215,7 @@ class KrakenSession(Session):
         frame = (
             f'{{"channel":"trade","type":"update","data":[{{"symbol":"{name}","side":"{event.taker_side}",'
             f'"price":{book.price_text(event.price)},"qty":{book.size_text(event.size)},"ord_type":"market",'
-            f'"trade_id":{event.trade_id},"timestamp":"{iso(now_ns)}"}}]}}'
+            f'"trade_id":{event.trade_id},"timestamp":"{iso(now_ns, 6)}"}}]}}'
         )
         return self._sending([frame], now_ns)
 
@@ -186,7 +234,7 @@ class KrakenSession(Session):
         return (
             f'{{"channel":"book","type":"{kind}","data":[{{"symbol":"{symbol.replace("-", "/")}",'
             f'"bids":[{sides["bids"]}],"asks":[{sides["asks"]}],'
-            f'"checksum":{checksum(book)},"timestamp":"{iso(now_ns)}"}}]}}'
+            f'"checksum":{checksum(book)},"timestamp":"{iso(now_ns, 6)}"}}]}}'
         )
 
     def _ticker(self, symbol: str) -> str:
@@ -202,11 +250,11 @@ class KrakenSession(Session):
         pairs = []
         for name, symbol in self._server.names.items():
             base, quote = symbols.split(symbol)
-            pairs.append({"symbol": name, "base": base, "quote": quote, "status": "online"})
+            pairs.append({"symbol": name, "base": base, "quote": quote, "status": self._server.status(symbol)})
         return orjson.dumps({"channel": "instrument", "type": "snapshot", "data": {"pairs": pairs}}).decode()
 
     def _acknowledge(self, method: str, result: dict[str, Any], now_ns: int) -> str:
-        times = {"time_in": iso(now_ns), "time_out": iso(now_ns)}
+        times = {"time_in": iso(now_ns, 6), "time_out": iso(now_ns, 6)}
         return orjson.dumps({"method": method, "result": result, "success": True, **times}).decode()
 
     def _refuse(self, method: str, words: str, name: str) -> str:

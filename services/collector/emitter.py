@@ -1,0 +1,121 @@
+"""Feed outputs to Kafka messages. One counter per symbol numbers all messages about it."""
+
+import structlog
+
+from services.collector.outputs import BookChanged, HealthChanged, Output, Traded
+from shared import metrics, topics
+from shared.kafka import Publisher
+from shared.messages import book_value, health_value, rate_value, trade_value
+from shared.symbols import base_of, is_rate
+
+log = structlog.get_logger()
+
+
+class _Line:
+    """What is remembered of one symbol."""
+
+    __slots__ = ("base", "quote", "rate", "sequence", "state")
+
+    def __init__(self, symbol: str, sequence: int) -> None:
+        self.base = base_of(symbol)
+        self.rate = is_rate(symbol)
+        self.sequence = sequence
+        self.state: str | None = None
+        self.quote: tuple[float, float] | None = None  # of a cash pair
+
+
+class Emitter:
+    """Publishes what the feeds of one exchange say.
+
+    Args:
+        exchange: Name under which it is published (a second source publishes under the first one's).
+    """
+
+    def __init__(self, exchange: str, publisher: Publisher, started_ns: int) -> None:
+        self.exchange = exchange
+        self._publisher = publisher
+        self._topic = topics.ticks(exchange)
+        self._started = started_ns // 1_000_000
+        self._lines: dict[str, _Line] = {}
+        self._published = dict.fromkeys(("book", "trade", "health", "rate"), 0)
+
+    def emit(self, outputs: list[Output]) -> None:
+        """Publish those outputs that are messages."""
+        for out in outputs:
+            kind = type(out)
+            if kind is BookChanged:
+                self.book(out)  # type: ignore[arg-type]  # narrowed by `kind`: the hot path
+            elif kind is Traded:
+                self.trade(out)  # type: ignore[arg-type]
+            elif kind is HealthChanged:
+                self.health(out)  # type: ignore[arg-type]
+
+    def book(self, out: BookChanged) -> None:
+        symbol = out.symbol
+        line = self._lines.get(symbol) or self._line(symbol)
+        line.sequence += 1
+        if line.rate:
+            line.quote = (out.bids[0][0], out.asks[0][0])
+            self._rate(symbol, line, out.received_ns, out.exchange_ns)
+            return
+        value = book_value(self.exchange, symbol, line.sequence, out.received_ns, out.exchange_ns, out.bids, out.asks)
+        self._publisher.publish(self._topic, line.base, value)
+        self._published["book"] += 1
+
+    def trade(self, out: Traded) -> None:
+        line = self._lines.get(out.symbol) or self._line(out.symbol)
+        if line.rate:
+            return
+        line.sequence += 1
+        trade = out.trade
+        value = trade_value(
+            self.exchange,
+            out.symbol,
+            line.sequence,
+            out.received_ns,
+            trade.exchange_ns,
+            trade.price,
+            trade.size,
+            trade.taker_side,
+            trade.trade_id,
+        )
+        self._publisher.publish(self._topic, line.base, value)
+        self._published["trade"] += 1
+
+    def health(self, out: HealthChanged) -> None:
+        symbol = out.symbol
+        line = self._lines.get(symbol) or self._line(symbol)
+        line.sequence += 1
+        if line.state != out.state:
+            line.state = out.state
+            metrics.BOOK_STATE.labels(exchange=self.exchange, symbol=symbol).set(out.state == "live")
+            metrics.BOOK_CHANGES.labels(exchange=self.exchange, state=out.state).inc()
+            log.info("book", exchange=self.exchange, symbol=symbol, state=out.state, reason=out.reason)
+        if line.rate:
+            self._rate(symbol, line, out.received_ns, None)
+            return
+        value = health_value(
+            self.exchange, symbol, line.sequence, out.received_ns, out.state, out.reason, out.since_ns, out.alive_ns
+        )
+        self._publisher.publish(self._topic, line.base, value)
+        self._published["health"] += 1
+
+    def flush_metrics(self) -> None:
+        """Counted in plain numbers on the hot path, handed over from time to time."""
+        for kind, count in self._published.items():
+            if count:
+                metrics.TICKS.labels(exchange=self.exchange, kind=kind).inc(count)
+                self._published[kind] = 0
+
+    def _rate(self, symbol: str, line: _Line, received_ns: int, exchange_ns: int | None) -> None:
+        state = line.state or "syncing"
+        if line.quote is None and state == "live":
+            return  # its first book follows at once
+        bid, ask = line.quote or (0.0, 0.0)
+        value = rate_value(self.exchange, symbol, line.sequence, received_ns, exchange_ns, bid, ask, state)
+        self._publisher.publish(topics.FX_RATES, symbol, value)
+        self._published["rate"] += 1
+
+    def _line(self, symbol: str) -> _Line:
+        line = self._lines[symbol] = _Line(symbol, self._started)
+        return line

@@ -1,0 +1,69 @@
+"""What a feed wants done, as values: to publish, to send, to fetch, to give up."""
+
+from typing import NamedTuple
+
+from services.collector.book import Level
+from services.collector.exchanges.base import TradeSeen
+from shared.messages import BookState
+
+
+class BookChanged(NamedTuple):
+    """The published levels of a live book may have changed; best first."""
+
+    symbol: str
+    bids: list[Level]
+    asks: list[Level]
+    received_ns: int
+    exchange_ns: int | None
+
+
+class Traded(NamedTuple):
+    """A new trade."""
+
+    trade: TradeSeen
+    symbol: str
+    received_ns: int
+
+
+class HealthChanged(NamedTuple):
+    """A book's state, on a change or as proof of life."""
+
+    symbol: str
+    state: BookState
+    reason: str | None
+    since_ns: int
+    alive_ns: int
+    received_ns: int
+
+
+class Send(NamedTuple):
+    """Send this frame to the exchange."""
+
+    frame: str
+
+
+class Fetch(NamedTuple):
+    """Fetch a snapshot by REST (native symbol) and bring it to `on_rest`."""
+
+    native: str
+
+
+class Resubscribe(NamedTuple):
+    """This book needs a new snapshot from the socket; the feed joins these into frames."""
+
+    native: str
+
+
+class Replace(NamedTuple):
+    """The exchange will end this connection: open another one first."""
+
+    reason: str
+
+
+class Reconnect(NamedTuple):
+    """This connection is of no more use."""
+
+    reason: str
+
+
+Output = BookChanged | Traded | HealthChanged | Send | Fetch | Resubscribe | Replace | Reconnect
