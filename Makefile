@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
 	$$p -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help demo test lint types unit format schemas bench lock clean
+.PHONY: help demo test lint types unit format schemas bench fuzz soak lock clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -45,6 +45,12 @@ schemas: $(READY) ## write docs/schemas and docs/asyncapi.json anew from shared/
 bench: $(READY) ## the benchmarks: tables, and JSON in benchmarks/results
 	@$(VENV)/bin/python benchmarks/collector.py
 	@$(VENV)/bin/python benchmarks/detector.py
+
+fuzz: $(READY) ## a million damaged frames through every adapter; ARGS="--exchange kraken --seed 7"
+	@$(VENV)/bin/python tools/fuzz.py $(ARGS)
+
+soak: $(READY) ## an hour of five simulated exchanges with faults; ARGS="--seconds 300 --rate 50"
+	@$(VENV)/bin/python benchmarks/soak.py $(ARGS)
 
 lock: $(READY) ## pin requirements/*.txt anew (needs pip-tools on the PATH)
 	@for extra in "" "--extra dev"; do \

@@ -96,7 +96,7 @@ class BadFrame(FeedError):
 
     def __init__(self, exchange: str, frame: bytes | str, problem: object) -> None:
         self.frame = frame[:200]
-        super().__init__(f"{exchange}: {problem!r} in frame {self.frame!r}")
+        super().__init__(f"{exchange}: {repr(problem)[:200]} in frame {self.frame!r}")
 
 
 class LinkLost(FeedError):

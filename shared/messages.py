@@ -373,10 +373,10 @@ def book_value(
     sequence: int,
     received_ns: int,
     exchange_ns: int | None,
-    bids: Sequence[Sequence[float]],
-    asks: Sequence[Sequence[float]],
+    bids: Sequence[Sequence[float]] | orjson.Fragment,
+    asks: Sequence[Sequence[float]] | orjson.Fragment,
 ) -> bytes:
-    """A `book` message; levels best first."""
+    """A `book` message; levels best first, or a side's JSON as it stands."""
     return orjson.dumps(
         {
             "kind": "book",

@@ -2,12 +2,13 @@
 
 import math
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 Level = tuple[float, float]
 """Price (quote per base) and size (base); size 0 in a change removes the level."""
 
 _INFINITY = math.inf
+_isfinite = math.isfinite
 
 
 class Side:
@@ -16,41 +17,38 @@ class Side:
     Keys are prices for bids and negated prices for asks; in both the largest is the best.
     """
 
-    __slots__ = ("_text", "keys", "levels", "sign", "tokens")
+    __slots__ = ("_best", "_text", "keys", "levels", "sign", "tokens")
 
     def __init__(self, sign: int) -> None:
         self.sign = sign
         self.keys: list[float] = []
         self.levels: dict[float, Level] = {}
         self.tokens: dict[float, str] = {}
-        self._text: str | None = None  # of the best levels' tokens; made anew when one of them changes
+        # Of the best levels, made anew when one of them may have changed: most changes concern one side only.
+        self._best: list[Level] | None = None
+        self._text: list[str] | None = None
 
-    def replace(self, levels: Iterable[Level], tokens: Sequence[str] | None = None) -> None:
+    def replace(self, levels: Sequence[Level], tokens: Sequence[str] | None = None) -> None:
         """Start over with these levels, in any order; a later one of the same price counts.
 
         Raises:
             ValueError: price not positive and finite, or size negative or not finite.
         """
-        sign = self.sign
-        found: dict[float, Level] = {}
-        for level in levels:
-            price, size = level
-            if not (0 < price < _INFINITY and 0 <= size < _INFINITY):
-                raise ValueError(f"impossible level {level}")
-            if size:
-                found[price * sign] = level
-            else:
-                found.pop(price * sign, None)
-        self.levels = found
-        self.keys = sorted(found)
-        self.tokens = {}
-        self._text = None
-        if tokens is not None:
-            for (price, size), token in zip(levels, tokens, strict=True):
-                if size:
-                    self.tokens[price * sign] = token
+        self.keys, self.levels, self.tokens = [], {}, {}
+        self._best = self._text = None
+        if tokens is not None or not levels or not self._take_whole(levels):
+            self.change(levels, 0, tokens)
 
-    def change(self, changes: Iterable[Level], watched: int, tokens: Sequence[str] | None = None) -> bool:
+    def _take_whole(self, levels: Sequence[Level]) -> bool:
+        """A snapshot at once instead of level by level; False if it needs a closer look."""
+        prices, sizes = zip(*levels, strict=True)
+        if not (_isfinite(sum(prices)) and _isfinite(sum(sizes)) and min(prices) > 0 and min(sizes) > 0):
+            return False  # not finite: the sum of an infinity or of a NaN is not
+        self.levels = dict(zip(prices if self.sign > 0 else [-price for price in prices], levels, strict=True))
+        self.keys = sorted(self.levels)
+        return True
+
+    def change(self, changes: Sequence[Level], watched: int, tokens: Sequence[str] | None = None) -> bool:
         """Apply changes in the order sent; whether one of the best `watched` levels has changed.
 
         `tokens` are the levels as the exchange's checksum wants them.
@@ -61,43 +59,57 @@ class Side:
         keys, levels, sign = self.keys, self.levels, self.sign
         floor = keys[-watched] if 0 < watched <= len(keys) else -_INFINITY
         touched = False
-        for number, level in enumerate(changes):
+        number = -1
+        for level in changes:
+            number += 1
             price, size = level
             if not (0 < price < _INFINITY and 0 <= size < _INFINITY):
                 raise ValueError(f"impossible level {level}")
-            key = price * sign
+            key = price if sign > 0 else -price
             if size:
                 known = levels.get(key)
                 if known is None:
                     insort(keys, key)
+                elif known == level and tokens is None:
+                    continue
                 levels[key] = level
                 if tokens is not None:
                     self.tokens[key] = tokens[number]
-                    self._text = None
-                elif known == level:
-                    continue
             else:
                 if levels.pop(key, None) is None:
                     continue  # an unknown price removed: normal
                 if tokens is not None:
                     self.tokens.pop(key, None)
-                    self._text = None
                 del keys[bisect_left(keys, key)]
             if key >= floor:
                 touched = True
+        if touched:
+            self._best = None
+        if tokens is not None:
+            self._text = None
         return touched
+
+    def best(self, count: int) -> list[Level]:
+        """The best `count` levels, best first; always the same `count`, the one that `change` watches.
+
+        The list is the same object until one of them changes: not to be changed by the caller.
+        """
+        best = self._best
+        if best is None:
+            best = self._best = self.top(count)
+        return best
 
     def top(self, count: int) -> list[Level]:
         """The best `count` levels, best first."""
         levels = self.levels
         return [levels[key] for key in self.keys[: -count - 1 : -1]]
 
-    def top_tokens(self, count: int) -> str:
-        """Checksum text of the best `count` levels, best first; always the same count for one side."""
+    def top_tokens(self, count: int) -> list[str]:
+        """Checksum texts of the best `count` levels, best first; always the same `count`."""
         text = self._text
         if text is None:
             tokens = self.tokens
-            text = self._text = "".join([tokens[key] for key in self.keys[: -count - 1 : -1]])
+            text = self._text = [tokens.get(key, "") for key in self.keys[: -count - 1 : -1]]
         return text
 
     def truncate(self, depth: int) -> None:
@@ -108,7 +120,7 @@ class Side:
                 del self.levels[key]
                 self.tokens.pop(key, None)
             del self.keys[:excess]
-            self._text = None
+            self._best = self._text = None
 
 
 class Book:

@@ -1,7 +1,9 @@
 """Feed outputs to Kafka messages. One counter per symbol numbers all messages about it."""
 
 import structlog
+from orjson import Fragment, dumps
 
+from services.collector.book import Level
 from services.collector.outputs import BookChanged, HealthChanged, Output, Traded
 from shared import metrics, topics
 from shared.kafka import Publisher
@@ -14,7 +16,7 @@ log = structlog.get_logger()
 class _Line:
     """What is remembered of one symbol."""
 
-    __slots__ = ("base", "quote", "rate", "sequence", "state")
+    __slots__ = ("asks", "asks_json", "base", "bids", "bids_json", "quote", "rate", "sequence", "state")
 
     def __init__(self, symbol: str, sequence: int) -> None:
         self.base = base_of(symbol)
@@ -22,6 +24,9 @@ class _Line:
         self.sequence = sequence
         self.state: str | None = None
         self.quote: tuple[float, float] | None = None  # of a cash pair
+        self.bids: list[Level] | None = None
+        self.asks: list[Level] | None = None
+        self.bids_json = self.asks_json = Fragment(b"[]")
 
 
 class Emitter:
@@ -58,7 +63,13 @@ class Emitter:
             line.quote = (out.bids[0][0], out.asks[0][0])
             self._rate(symbol, line, out.received_ns, out.exchange_ns)
             return
-        value = book_value(self.exchange, symbol, line.sequence, out.received_ns, out.exchange_ns, out.bids, out.asks)
+        if out.bids is not line.bids:  # the same object while none of its levels has changed
+            line.bids, line.bids_json = out.bids, Fragment(dumps(out.bids))
+        if out.asks is not line.asks:
+            line.asks, line.asks_json = out.asks, Fragment(dumps(out.asks))
+        value = book_value(
+            self.exchange, symbol, line.sequence, out.received_ns, out.exchange_ns, line.bids_json, line.asks_json
+        )
         self._publisher.publish(self._topic, line.base, value)
         self._published["book"] += 1
 

@@ -104,9 +104,19 @@ class Feed:
             events = self._parse(frame)
         except MALFORMED as error:
             raise BadFrame(self.exchange.name, frame, error) from None
+        if len(events) == 1 and now_ns < self._next_look_ns:
+            event = events[0]
+            if isinstance(event, Delta) and type(event.symbol) is str and event.symbol in self._keepers:
+                # nearly all frames
+                if event.exchange_ns is not None:
+                    self.lag.seen(now_ns, event.exchange_ns)
+                found = self._keepers[event.symbol].on_delta(event, now_ns)
+                return self._joined(found) if found else found
         outputs: list[Output] = []
         useful = False
         for event in events:
+            if not isinstance(getattr(event, "symbol", None), str | None):
+                raise BadFrame(self.exchange.name, frame, "a symbol that is no text")
             if isinstance(event, Delta):
                 useful = True
                 keeper = self._keepers.get(event.symbol) or self._find(event.symbol, now_ns)

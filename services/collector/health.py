@@ -19,6 +19,9 @@ from enum import Enum, auto
 
 from shared.messages import BookState
 
+MOST_WORDS = 300
+"""Characters of a reason: it may quote an exchange, which may say anything."""
+
 
 class Event(Enum):
     """What happened to a book."""
@@ -69,5 +72,7 @@ class BookHealth:
         new = _TABLE[self.state].get(event)
         if new is None or new == self.state:
             return False
-        self.state, self.reason, self.since_ns = new, reason, now_ns
+        self.state, self.since_ns = new, now_ns
+        # What an exchange says may be long, or hold halves of characters that no message can carry.
+        self.reason = reason if reason is None else reason[:MOST_WORDS].encode(errors="replace").decode()
         return True

@@ -5,6 +5,7 @@ new snapshot is verified. The recipes differ in where the snapshot comes from (s
 in how an update is checked (`Exchange.follows`, checksum), and in what is truncated; all of that is data here.
 """
 
+import math
 from dataclasses import asdict, dataclass
 
 from services.collector.book import Book, Level
@@ -337,9 +338,11 @@ class Keeper:
             touched = self.book.apply(delta.bids, delta.asks, self._levels, delta.bid_tokens, delta.ask_tokens)
         except ValueError as error:
             return self._doubt(HealthEvent.GAP, str(error), now_ns)
-        fault = self._fault(delta.checksum)
-        if fault is not None:
-            return self._doubt(*fault, now_ns)
+        bid_keys, ask_keys = self.book.bids.keys, self.book.asks.keys
+        if delta.checksum is not None or not bid_keys or not ask_keys or bid_keys[-1] >= -ask_keys[-1]:
+            fault = self._fault(delta.checksum)
+            if fault is not None:
+                return self._doubt(*fault, now_ns)
         if self._top is not None and self._top.order <= delta.order:
             wrong = self._outdated(self._top)
             if wrong is not None:
@@ -372,20 +375,19 @@ class Keeper:
     def on_top(self, top: Top, now_ns: int) -> list[Output]:
         """Best bid and ask of a faster channel: shown over the book until the book has caught up with it."""
         self._counts.tops += 1
-        known = self._top
+        known, live = self._top, self.health.state == "live"
         if not self._tops_trusted or (known is not None and top.order <= known.order):
             return []
-        if self.health.state != "live":
-            self._top = top
-            return []
-        if top.order <= self._order:
+        (bid, bid_size), (ask, ask_size) = top.bid, top.ask
+        if not (0 < bid < ask < math.inf and 0 < bid_size < math.inf and 0 < ask_size < math.inf):
+            self._counts.crossed += 1
+            return self._doubt(HealthEvent.CROSSED, f"top {top.bid} and {top.ask}", now_ns) if live else []
+        if live and top.order <= self._order:
             wrong = self._outdated(top)
             return [] if wrong is None else self._doubt(HealthEvent.GAP, wrong, now_ns)
-        (bid, bid_size), (ask, ask_size) = top.bid, top.ask
-        if not (0 < bid < ask < float("inf") and bid_size > 0 and ask_size > 0):
-            self._counts.crossed += 1
-            return self._doubt(HealthEvent.CROSSED, f"top {top.bid} and {top.ask}", now_ns)
         self._top = top
+        if not live:
+            return []  # shown with the book that comes, if it is still newer then
         return [self._changed(now_ns, top.exchange_ns)]
 
     def _outdated(self, top: Top) -> str | None:
@@ -536,7 +538,7 @@ class Keeper:
     def _changed(self, now_ns: int, exchange_ns: int | None) -> BookChanged:
         self._proved_ns = now_ns  # a book is itself a proof of life
         book, count = self.book, self._levels
-        bids, asks = book.bids.top(count), book.asks.top(count)
+        bids, asks = book.bids.best(count), book.asks.best(count)
         top = self._top
         if top is not None:
             if top.order <= self._order:

@@ -6,6 +6,7 @@ add one: docs/adding-an-exchange.md.
 
 import datetime
 import functools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
@@ -396,19 +397,51 @@ def integer(value: Any) -> int:
     return int(value)
 
 
+MOST_SECONDS = (1 << 63) // 1_000_000_000
+"""Times beyond do not fit into 64 bits of nanoseconds: the year 2262."""
+
+
+def positive(value: Any) -> float:
+    """A price or size of a trade.
+
+    Raises:
+        ValueError: it is not positive and finite.
+    """
+    found = float(value)
+    if not 0 < found < math.inf:
+        raise ValueError(f"not a positive number: {value!r}")
+    return found
+
+
+def ms_ns(value: int) -> int:
+    """Milliseconds of the wire as nanoseconds since the epoch.
+
+    Raises:
+        ValueError: no integer, before 1970 or after 2262.
+    """
+    if type(value) is not int or not 0 <= value < MOST_SECONDS * 1000:
+        raise ValueError(f"not a time in ms: {str(value)[:40]}")
+    return value * 1_000_000
+
+
 @functools.lru_cache(maxsize=4096)
 def _seconds(text: str) -> int:
-    return int(datetime.datetime.fromisoformat(text + "+00:00").timestamp()) * 1_000_000_000
+    seconds = int(datetime.datetime.fromisoformat(text + "+00:00").timestamp())
+    if not 0 <= seconds < MOST_SECONDS:
+        raise ValueError(f"not a time that we could use: {text}")
+    return seconds * 1_000_000_000
 
 
 def iso_ns(text: str) -> int:
     """`2026-08-12T19:27:48.098821666Z` (any number of digits) as nanoseconds since the epoch.
 
     Raises:
-        ValueError: not such a time.
+        ValueError: not such a time, before 1970 or after 2262.
     """
+    if len(text) == 27 and text[26] == "Z":  # microseconds: what most exchanges send
+        return _seconds(text[:19]) + int(text[20:26]) * 1000
     if text[-1:] != "Z":
-        raise ValueError(f"not a UTC time: {text!r}")
+        raise ValueError(f"not a UTC time: {text[:40]!r}")
     digits = text[20:29].rstrip("Z")
     if digits:
         return _seconds(text[:19]) + int(digits) * _TENS[9 - len(digits)]

@@ -32,10 +32,11 @@ from services.collector.exchanges.base import (
     canonical,
     integer,
     levels,
+    ms_ns,
     number,
+    positive,
 )
 
-_MS = 1_000_000
 CHANNELS = ("depth@100ms", "trade")
 FAST = "bookTicker"
 
@@ -87,9 +88,7 @@ def parse(frame: bytes | str) -> list[Event]:
         first, last = data["U"], data["u"]
         if not (type(first) is int and type(last) is int and first <= last):
             raise ValueError(f"update ids {first!r} to {last!r}")
-        return [
-            Delta(data["s"], levels(data["b"]), levels(data["a"]), integer(data["E"]) * _MS, first, last, order=last)
-        ]
+        return [Delta(data["s"], levels(data["b"]), levels(data["a"]), ms_ns(data["E"]), first, last, order=last)]
     if kind is None:
         if "A" in data and "u" in data:
             bid, ask = (float(data["b"]), float(data["B"])), (float(data["a"]), float(data["A"]))
@@ -98,7 +97,7 @@ def parse(frame: bytes | str) -> list[Event]:
     if kind == "trade":
         side = "sell" if data["m"] else "buy"  # m: the buyer is the maker, so the taker sold
         trade_id = integer(data["t"])
-        price, size, when = float(data["p"]), float(data["q"]), integer(data["T"]) * _MS
+        price, size, when = positive(data["p"]), positive(data["q"]), ms_ns(data["T"])
         return [TradeSeen(data["s"], str(trade_id), price, size, side, when, number=trade_id)]
     if kind == "serverShutdown":
         return [Closing("serverShutdown")]
@@ -171,7 +170,7 @@ def parse_instruments(body: bytes | str) -> list[Instrument]:
 
 
 def parse_time(body: bytes | str) -> tuple[int, int]:
-    return integer(orjson.loads(body)["serverTime"]) * _MS, _MS
+    return ms_ns(orjson.loads(body)["serverTime"]), 1_000_000
 
 
 BINANCE = Exchange(

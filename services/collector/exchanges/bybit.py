@@ -31,10 +31,11 @@ from services.collector.exchanges.base import (
     canonical,
     integer,
     levels,
+    ms_ns,
     number,
+    positive,
 )
 
-_MS = 1_000_000
 DEPTHS = (50, 200, 1000)
 ARGS = 10
 """Most topics in one frame on spot."""
@@ -85,7 +86,7 @@ def parse(frame: bytes | str) -> list[Event]:
         return _answer(message)
     if topic.startswith("orderbook."):
         data = message["data"]
-        when = integer(message.get("cts", message["ts"])) * _MS  # `cts`: the matching engine's time
+        when = ms_ns(message.get("cts", message["ts"]))  # `cts`: the matching engine's time
         order = integer(data["seq"])
         if topic.startswith("orderbook.1."):
             (bid,), (ask,) = levels(data["b"]), levels(data["a"])
@@ -118,9 +119,10 @@ def _answer(message: dict[str, Any]) -> list[Event]:
 def _trade(trade: dict[str, Any]) -> TradeSeen:
     taker_side = {"Buy": "buy", "Sell": "sell"}[trade["S"]]
     # `i` is unique, but neither ordered nor gapless.
-    return TradeSeen(
-        trade["s"], str(trade["i"]), float(trade["p"]), float(trade["v"]), taker_side, integer(trade["T"]) * _MS
-    )
+    trade_id = trade["i"]
+    if type(trade_id) is not str:
+        raise ValueError(f"trade id {trade_id!r}")
+    return TradeSeen(trade["s"], trade_id, positive(trade["p"]), positive(trade["v"]), taker_side, ms_ns(trade["T"]))
 
 
 def _result(body: bytes | str) -> dict[str, Any]:

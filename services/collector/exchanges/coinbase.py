@@ -30,6 +30,7 @@ from services.collector.exchanges.base import (
     integer,
     iso_ns,
     number,
+    positive,
 )
 
 NOT_TRADING = ("is_disabled", "trading_disabled", "view_only", "cancel_only", "post_only", "auction_mode")
@@ -99,7 +100,7 @@ def _book(event: dict[str, Any], exchange_ns: int) -> Event:
 
 
 def _trade(trade: dict[str, Any], replayed: bool) -> TradeSeen:
-    price, size = float(trade["price"]), float(trade["size"])
+    price, size = positive(trade["price"]), positive(trade["size"])
     trade_id = int(trade["trade_id"])
     return TradeSeen(
         trade["product_id"], str(trade_id), price, size, None, iso_ns(trade["time"]), replayed, number=trade_id

@@ -29,6 +29,7 @@ from services.collector.exchanges.base import (
     iso_ns,
     levels,
     number,
+    positive,
 )
 
 NOT_TRADING = ("trading_disabled", "cancel_only", "post_only", "auction_mode")
@@ -79,7 +80,7 @@ def parse(frame: bytes | str) -> list[Event]:
 
 def _trade(message: dict[str, Any], replayed: bool) -> TradeSeen:
     taker_side = {"sell": "buy", "buy": "sell"}[message["side"]]
-    price, size = float(message["price"]), float(message["size"])
+    price, size = positive(message["price"]), positive(message["size"])
     trade_id, when = integer(message["trade_id"]), iso_ns(message["time"])
     return TradeSeen(message["product_id"], str(trade_id), price, size, taker_side, when, replayed, trade_id)
 

@@ -36,6 +36,7 @@ from services.collector.exchanges.base import (
     integer,
     iso_ns,
     number,
+    positive,
 )
 
 _AS_TEXT = json.JSONDecoder(parse_float=str, parse_int=str)
@@ -81,7 +82,7 @@ def token(text: str) -> str:
 
 def checksum(book: Book) -> int:
     """CRC32 of the ten best asks (low to high), then the ten best bids (high to low)."""
-    return zlib.crc32((book.asks.top_tokens(10) + book.bids.top_tokens(10)).encode())
+    return zlib.crc32("".join([*book.asks.top_tokens(10), *book.bids.top_tokens(10)]).encode())
 
 
 def parse(frame: bytes | str) -> list[Event]:
@@ -120,7 +121,10 @@ def _answer(message: dict[str, Any]) -> list[Event]:
         return []
     if method == "unsubscribe":
         return [Unsubscribed(result["symbol"])]
-    return [Acknowledged(result["symbol"], integer(result["depth"]))]
+    depth = integer(result["depth"])
+    if depth not in DEPTHS:
+        raise ValueError(f"depth {depth}")
+    return [Acknowledged(result["symbol"], depth)]
 
 
 def _books(message: dict[str, Any], text: str) -> list[Event]:
@@ -176,7 +180,7 @@ def _trade(data: dict[str, Any], replayed: bool) -> TradeSeen:
     if side not in ("buy", "sell"):
         raise ValueError(f"side {side!r}")
     trade_id = integer(data["trade_id"])
-    price, size, when = float(data["price"]), float(data["qty"]), iso_ns(data["timestamp"])
+    price, size, when = positive(data["price"]), positive(data["qty"]), iso_ns(data["timestamp"])
     return TradeSeen(data["symbol"], str(trade_id), price, size, side, when, replayed, trade_id)
 
 

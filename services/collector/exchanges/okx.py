@@ -15,7 +15,7 @@ gone.
 import re
 import zlib
 from collections.abc import Sequence
-from itertools import chain, zip_longest
+from itertools import zip_longest
 from typing import Any
 
 import orjson
@@ -40,10 +40,11 @@ from services.collector.exchanges.base import (
     canonical,
     integer,
     levels,
+    ms_ns,
     number,
+    positive,
 )
 
-_MS = 1_000_000
 _INSTRUMENT = re.compile(r"instId:\s*([A-Za-z0-9-]+)")
 CHECKED = 25
 """Levels a side that the old checksum covers."""
@@ -112,7 +113,7 @@ def _answer(event: str, message: dict[str, Any]) -> list[Event]:
 
 
 def _book(kind: str, name: str, data: dict[str, Any]) -> Event:
-    bids, asks, when = data["bids"], data["asks"], int(data["ts"]) * _MS
+    bids, asks, when = data["bids"], data["asks"], ms_ns(int(data["ts"]))
     checksum = data.get("checksum", 0)
     if "seqId" in data:
         previous, last = integer(data["prevSeqId"]), integer(data["seqId"])
@@ -133,17 +134,20 @@ def _book(kind: str, name: str, data: dict[str, Any]) -> Event:
         when,
         last_id=last,
         checksum=integer(checksum),
-        bid_tokens=[f"{row[0]}:{row[1]}:" for row in bids],
-        ask_tokens=[f"{row[0]}:{row[1]}:" for row in asks],
+        bid_tokens=[row[0] + ":" + row[1] for row in bids],
+        ask_tokens=[row[0] + ":" + row[1] for row in asks],
         **more,
     )
 
 
 def checksum(book: Book) -> int:
     """CRC32, signed, of bid and ask in turns over the 25 best levels; a missing level is skipped."""
-    tokens = [[side.tokens.get(key, "") for key in side.keys[: -CHECKED - 1 : -1]] for side in (book.bids, book.asks)]
-    text = "".join(filter(None, chain.from_iterable(zip_longest(*tokens))))
-    value = zlib.crc32(text[:-1].encode())
+    bids, asks = book.bids.top_tokens(CHECKED), book.asks.top_tokens(CHECKED)
+    if len(bids) == len(asks):
+        tokens = [token for pair in zip(bids, asks, strict=True) for token in pair]
+    else:
+        tokens = [token for pair in zip_longest(bids, asks) for token in pair if token is not None]
+    value = zlib.crc32(":".join(tokens).encode())
     return value - (1 << 32) if value >= 1 << 31 else value
 
 
@@ -153,8 +157,10 @@ def _trade(data: dict[str, Any]) -> TradeSeen:
     if side not in ("buy", "sell"):
         raise ValueError(f"side {side!r}")
     last = int(data["tradeId"])
-    price, size, when = float(data["px"]), float(data["sz"]), int(data["ts"]) * _MS
+    price, size, when = positive(data["px"]), positive(data["sz"]), ms_ns(int(data["ts"]))
     fills = int(data.get("count", 1))
+    if fills < 1 or last < fills:
+        raise ValueError(f"trade {last} stands for {fills}")
     return TradeSeen(data["instId"], str(last), price, size, side, when, number=last, fills=fills)
 
 
@@ -189,7 +195,7 @@ def parse_instruments(body: bytes | str) -> list[Instrument]:
 
 
 def parse_time(body: bytes | str) -> tuple[int, int]:
-    return int(_data(body)[0]["ts"]) * _MS, _MS
+    return ms_ns(int(_data(body)[0]["ts"])), 1_000_000
 
 
 def limited(status: int, body: bytes) -> float | None:
