@@ -1,10 +1,14 @@
-"""Collector: CPU a frame of the whole path, beside the floor of the same frames in the same run.
+"""Collector: CPU a frame of the whole path, beside the floor and beside cryptofeed, on the same frames in the same run.
 
 Floor: receive, parse (orjson), write a ten-level book (orjson), produce. Ours: receive, parse, apply, check, publish.
-The frames are captures, sent over a WebSocket on the loopback interface by another process. CPU is that of the
-collector's own thread; the rounds of both alternate, and the median counts.
+Frames are captures, or of the documented shape where no capture of any length exists (`generated`, benchmarks/
+frames.py). They come over a WebSocket on the loopback interface from another process; CPU is that of the collector's
+own thread; rounds of both alternate, and the median counts.
 
-    python benchmarks/collector.py [--rounds 5] [--frames 20000]
+cryptofeed 2.4.1 runs in an environment of its own (made by the first run) and is driven without a socket and without
+Kafka: frame in, books and trades as bytes out. So that column stands beside ours without a socket and without Kafka.
+
+    python benchmarks/collector.py [--rounds 5] [--frames 20000] [--no-cryptofeed]
 """
 
 import argparse
@@ -22,29 +26,43 @@ from typing import Any
 import orjson
 import structlog
 from common import report
+from cryptofeed_env import measure as measure_cryptofeed
+from frames import bybit_frames, coinbase_frames, okx_frames
 from websockets.asyncio.client import connect
 from websockets.asyncio.server import ServerConnection, serve
 
 from services.cli.broker import start_broker
+from services.collector.emitter import Emitter
 from services.collector.exchanges import EXCHANGES
-from services.collector.feed import BookChanged, Feed, HealthChanged, Traded
-from services.collector.service import MAX_FRAME_BYTES, Emitter
+from services.collector.feed import Feed
+from services.collector.keeper import Timing
+from services.collector.link import MAX_FRAME_BYTES
 from shared import kafka, topics
 
 CAPTURES = Path(__file__).parents[1] / "tests" / "collector" / "captures"
-CASES = {
-    "kraken": "kraken-book25-btcusd-crossbook.jsonl.gz",
-    "binance": "binance-mixed-cryptofeed.jsonl.gz",
-    "coinbase-exchange": "coinbase-exchange-mixed-cryptofeed.jsonl.gz",
+CASES: dict[str, tuple[str, str | Callable[[int, int], list[bytes]]]] = {
+    "kraken": ("kraken", "kraken-book25-btcusd-crossbook.jsonl.gz"),
+    "binance": ("binance", "binance-mixed-cryptofeed.jsonl.gz"),
+    "coinbase-exchange": ("coinbase-exchange", "coinbase-exchange-mixed-cryptofeed.jsonl.gz"),
+    "okx (2022, checksums)": ("okx", "okx-mixed-cryptofeed.jsonl.gz"),
+    "okx (generated)": ("okx", okx_frames),
+    "bybit (generated)": ("bybit", bybit_frames),
+    "coinbase (generated)": ("coinbase", coinbase_frames),
 }
+"""Protocol, and where its frames come from."""
+
+GENERATED = 3000
 REST = b"REST "
 END = b"END"
 
 
-def frames_of(name: str) -> list[bytes]:
-    """One pass over a capture; a REST answer goes as `REST <symbol> <body>` at its place."""
-    exchange, found = EXCHANGES[name], []
-    for line in gzip.decompress((CAPTURES / CASES[name]).read_bytes()).splitlines():
+def frames_of(case: str) -> list[bytes]:
+    """One pass; a REST answer goes as `REST <symbol> <body>` at its place."""
+    protocol, source = CASES[case]
+    if callable(source):
+        return source(GENERATED, 1)
+    exchange, found = EXCHANGES[protocol], []
+    for line in gzip.decompress((CAPTURES / source).read_bytes()).splitlines():
         data = json.loads(line)
         if data["direction"] == "out":
             continue
@@ -97,27 +115,23 @@ def floor_path(name: str, publisher: kafka.Publisher) -> Callable[[bytes], None]
     return take
 
 
-def our_path(name: str, publisher: kafka.Publisher) -> Callable[[bytes], None]:
+def our_path(name: str, publisher: Any) -> Callable[[bytes], None]:
+    protocol = EXCHANGES[CASES[name][0]]
     emitter = Emitter("kraken", publisher, time.time_ns())
     feeds: list[Feed] = []
 
     def take(frame: bytes) -> None:
         now = time.time_ns()
         if frame == b"PASS":
-            feeds[:] = [Feed(EXCHANGES[name], None, None, 10, None, now)]
+            feeds[:] = [Feed(protocol, None, None, 10, Timing(), now)]
             return
         if frame.startswith(REST):
             _, native, body = frame.split(b" ", 2)
             outputs = feeds[0].on_rest(native.decode(), body, now)
         else:
             outputs = feeds[0].on_frame(frame, now)
-        for out in outputs:
-            if type(out) is BookChanged:
-                emitter.book(out)
-            elif type(out) is Traded:
-                emitter.trade(out)
-            elif type(out) is HealthChanged:
-                emitter.health(out)
+        if outputs:
+            emitter.emit(outputs)
 
     return take
 
@@ -137,7 +151,36 @@ async def measure(port: int, take: Callable[[bytes], None]) -> tuple[int, float,
         return count, time.perf_counter() - wall, time.thread_time() - cpu
 
 
-async def run(rounds: int, frames: int) -> list[dict[str, Any]]:
+class Nowhere:
+    """Takes what would go to Kafka: cryptofeed's numbers are without it."""
+
+    def publish(self, topic: str, key: str, value: bytes) -> bool:
+        return True
+
+
+def bare(name: str, rounds: int) -> float:
+    """Our path without socket and Kafka: CPU a frame in us."""
+    frames, take, spent = frames_of(name), our_path(name, Nowhere()), []
+    passes = max(1, 10_000 // len(frames))
+    for number in range(rounds + 1):
+        began = time.thread_time()
+        for _ in range(passes):
+            take(b"PASS")
+            for frame in frames:
+                take(frame)
+        if number:
+            spent.append((time.thread_time() - began) / passes / len(frames) * 1e6)
+    return statistics.median(spent)
+
+
+def cryptofeed(name: str, rounds: int) -> float | None:
+    """cryptofeed's CPU a frame in us; None where it does not speak that protocol any more."""
+    frames = frames_of(name)
+    found = measure_cryptofeed(CASES[name][0], frames, rounds)
+    return None if found is None else statistics.median(found["cpu_s"]) / found["frames"] * 1e6
+
+
+async def run(rounds: int, frames: int, beside: bool) -> list[dict[str, Any]]:
     rows = []
     with start_broker(None, lambda words: print(words, file=sys.stderr)) as broker:
         for name in CASES:
@@ -160,15 +203,19 @@ async def run(rounds: int, frames: int) -> list[dict[str, Any]]:
             publisher.close()
             cpu_floor, cpu_ours = (statistics.median(item[0] for item in spent[path]) for path in ("floor", "ours"))
             rate_floor, rate_ours = (statistics.median(item[1] for item in spent[path]) for path in ("floor", "ours"))
+            ours_bare, theirs = bare(name, rounds), cryptofeed(name, rounds) if beside else None
             rows.append(
                 {
-                    "capture": name,
-                    "frames": count,
+                    "frames": name,
+                    "count": count,
                     "floor_us": cpu_floor,
                     "ours_us": cpu_ours,
                     "floor_per_s": rate_floor,
                     "ours_per_s": rate_ours,
-                    "ratio": cpu_floor / cpu_ours,
+                    "of_the_floor": cpu_floor / cpu_ours,
+                    "bare_us": ours_bare,
+                    "cryptofeed_us": "-" if theirs is None else theirs,
+                    "times_cryptofeed": "-" if theirs is None else theirs / ours_bare,
                 }
             )
     return rows
@@ -178,14 +225,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--frames", type=int, default=20_000)
+    parser.add_argument("--no-cryptofeed", action="store_true", help="without the comparison (no environment is made)")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
         asyncio.run(serve_frames(options.serve, options.frames))
         return
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
-    rows = asyncio.run(run(options.rounds, options.frames))
-    report("collector", "Collector: CPU a frame, floor and ours (target: ratio 0.6)", rows)
+    rows = asyncio.run(run(options.rounds, options.frames, not options.no_cryptofeed))
+    report("collector", "Collector: CPU a frame (targets: 0.6 of the floor, 3 times cryptofeed)", rows)
 
 
 if __name__ == "__main__":

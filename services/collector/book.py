@@ -23,12 +23,12 @@ class Side:
         self.sign = sign
         self.keys: list[float] = []
         self.levels: dict[float, Level] = {}
-        self.tokens: dict[float, str] = {}
+        self.tokens: dict[float, bytes] = {}
         # Of the best levels, made anew when one of them may have changed: most changes concern one side only.
         self._best: list[Level] | None = None
-        self._text: list[str] | None = None
+        self._text: list[bytes] | None = None
 
-    def replace(self, levels: Sequence[Level], tokens: Sequence[str] | None = None) -> None:
+    def replace(self, levels: Sequence[Level], tokens: Sequence[bytes] | None = None) -> None:
         """Start over with these levels, in any order; a later one of the same price counts.
 
         Raises:
@@ -48,7 +48,7 @@ class Side:
         self.keys = sorted(self.levels)
         return True
 
-    def change(self, changes: Sequence[Level], watched: int, tokens: Sequence[str] | None = None) -> bool:
+    def change(self, changes: Sequence[Level], watched: int, tokens: Sequence[bytes] | None = None) -> bool:
         """Apply changes in the order sent; whether one of the best `watched` levels has changed.
 
         `tokens` are the levels as the exchange's checksum wants them.
@@ -104,12 +104,12 @@ class Side:
         levels = self.levels
         return [levels[key] for key in self.keys[: -count - 1 : -1]]
 
-    def top_tokens(self, count: int) -> list[str]:
+    def top_tokens(self, count: int) -> list[bytes]:
         """Checksum texts of the best `count` levels, best first; always the same `count`."""
         text = self._text
         if text is None:
             tokens = self.tokens
-            text = self._text = [tokens.get(key, "") for key in self.keys[: -count - 1 : -1]]
+            text = self._text = [tokens.get(key, b"") for key in self.keys[: -count - 1 : -1]]
         return text
 
     def truncate(self, depth: int) -> None:
@@ -141,8 +141,8 @@ class Book:
         self,
         bids: Sequence[Level],
         asks: Sequence[Level],
-        bid_tokens: Sequence[str] | None = None,
-        ask_tokens: Sequence[str] | None = None,
+        bid_tokens: Sequence[bytes] | None = None,
+        ask_tokens: Sequence[bytes] | None = None,
     ) -> None:
         """Start over from a snapshot.
 
@@ -158,8 +158,8 @@ class Book:
         bids: Sequence[Level],
         asks: Sequence[Level],
         watched: int = 0,
-        bid_tokens: Sequence[str] | None = None,
-        ask_tokens: Sequence[str] | None = None,
+        bid_tokens: Sequence[bytes] | None = None,
+        ask_tokens: Sequence[bytes] | None = None,
     ) -> bool:
         """Apply changes in the order sent, then truncate; whether one of the best `watched` levels has changed.
 

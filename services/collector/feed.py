@@ -111,7 +111,7 @@ class Feed:
                 if event.exchange_ns is not None:
                     self.lag.seen(now_ns, event.exchange_ns)
                 found = self._keepers[event.symbol].on_delta(event, now_ns)
-                return self._joined(found) if found else found
+                return self._joined(found) if len(found) > 1 else found  # one alone is a book
         outputs: list[Output] = []
         useful = False
         for event in events:

@@ -293,7 +293,6 @@ class Keeper:
     def on_delta(self, delta: Delta, now_ns: int) -> list[Output]:
         """Changes of the book."""
         self._counts.deltas += 1
-        self._moves_by_ns = None
         if self.synced:
             return self._update(delta, now_ns)
         self.booked = True
@@ -329,11 +328,10 @@ class Keeper:
         self._applied = delta
         self.last_id = delta.last_id
         self._order = delta.order
-        if self._audit is not None:
-            self._audit.append(delta)
-            if len(self._audit) > MAX_BUFFERED:
-                self._audit = None
-                self._plan_refresh(now_ns)
+        if self._joins:
+            self._moves_by_ns = None
+            if self._audit is not None:
+                self._note(delta, now_ns)
         try:
             touched = self.book.apply(delta.bids, delta.asks, self._levels, delta.bid_tokens, delta.ask_tokens)
         except ValueError as error:
@@ -363,6 +361,14 @@ class Keeper:
         if self._joins and self.health.state != "live":
             return self._verified(now_ns, None)  # superseded, but the stream shows itself
         return []
+
+    def _note(self, delta: Delta, now_ns: int) -> None:
+        """Kept beside while a second snapshot is on its way."""
+        assert self._audit is not None
+        self._audit.append(delta)
+        if len(self._audit) > MAX_BUFFERED:
+            self._audit = None
+            self._plan_refresh(now_ns)
 
     def _bracket(self, delta: Delta) -> Step:
         """The first diff after a REST snapshot: older ones are superseded, this one must contain the next id."""

@@ -20,7 +20,7 @@ from services.collector.emitter import Emitter
 from services.collector.exchanges.base import Exchange
 from services.collector.feed import Feed
 from services.collector.keeper import Counts
-from services.collector.outputs import Fetch, Output, Reconnect, Replace, Send, Traded
+from services.collector.outputs import BookChanged, Fetch, Output, Reconnect, Replace, Send, Traded
 from services.collector.rest import Rest, judge
 from shared import metrics
 from shared.errors import ArbiterError, FeedError, LinkLost, RateLimited, UnknownSymbol
@@ -182,6 +182,8 @@ class Link:
     def _take(self, outputs: list[Output]) -> None:
         if self._active:
             self._emitter.emit(outputs)
+            if len(outputs) == 1 and type(outputs[0]) is BookChanged:
+                return  # nearly all frames
         for out in outputs:
             if isinstance(out, Send):
                 self._outbox.put_nowait(out.frame)

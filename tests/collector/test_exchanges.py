@@ -35,7 +35,7 @@ def test_krakens_worked_checksum():
     for text in (bids, asks):
         pairs = [level.split("/") for level in text.split()]
         levels = [(float(price), float(size)) for price, size in pairs]
-        sides.append((levels, [kraken.token(price) + kraken.token(size) for price, size in pairs]))
+        sides.append((levels, [kraken.token(price.encode()) + kraken.token(size.encode()) for price, size in pairs]))
     book = Book(10)
     book.replace(sides[0][0], sides[1][0], sides[0][1], sides[1][1])
     assert kraken.checksum(book) == 3310070434
@@ -45,7 +45,7 @@ def test_krakens_worked_checksum():
     ("text", "token"), [("63000.0", "630000"), ("0.00000000", ""), ("5.1E-7", "51"), ("63000", "63000"), ("0.05", "5")]
 )
 def test_kraken_tokens_keep_the_digits_of_the_wire(text, token):
-    assert kraken.token(text) == token
+    assert kraken.token(text.encode()) == token.encode()
 
 
 @pytest.mark.parametrize(

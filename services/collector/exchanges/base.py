@@ -13,6 +13,8 @@ from decimal import Decimal, InvalidOperation
 from enum import Enum, auto
 from typing import Any, NamedTuple, TypeVar
 
+import msgspec
+
 from services.collector.book import Book, Level
 from shared import symbols
 from shared.errors import BadFrame
@@ -33,8 +35,8 @@ class Snapshot(NamedTuple):
     exchange_ns: int | None
     last_id: int = 0
     checksum: int | None = None
-    bid_tokens: list[str] | None = None
-    ask_tokens: list[str] | None = None
+    bid_tokens: list[bytes] | None = None
+    ask_tokens: list[bytes] | None = None
     order: int = 0
 
 
@@ -48,8 +50,8 @@ class Delta(NamedTuple):
     first_id: int = 0
     last_id: int = 0
     checksum: int | None = None
-    bid_tokens: list[str] | None = None
-    ask_tokens: list[str] | None = None
+    bid_tokens: list[bytes] | None = None
+    ask_tokens: list[bytes] | None = None
     order: int = 0
 
 
@@ -267,7 +269,15 @@ def no_limit(status: int, body: bytes) -> float | None:
 
 _T = TypeVar("_T")
 
-MALFORMED = (ValueError, TypeError, LookupError, AttributeError, RecursionError, ArithmeticError)
+MALFORMED = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    RecursionError,
+    ArithmeticError,
+    msgspec.MsgspecError,
+)
 """What a parser trips over when a frame is not what it should be."""
 
 

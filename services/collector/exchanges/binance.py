@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import msgspec
 import orjson
 
 from services.collector.exchanges.base import (
@@ -31,7 +32,6 @@ from services.collector.exchanges.base import (
     TradeSeen,
     canonical,
     integer,
-    levels,
     ms_ns,
     number,
     positive,
@@ -79,29 +79,73 @@ def follows(last_id: int, delta: Delta) -> Step:
     return Step.APPLY if delta.first_id == last_id + 1 else Step.GAP
 
 
+class _Diff(msgspec.Struct):
+    E: int
+    s: str
+    U: int
+    u: int
+    b: list[tuple[float, float]]
+    a: list[tuple[float, float]]
+
+
+class _DiffFrame(msgspec.Struct):
+    data: _Diff
+
+
+class _Ticker(msgspec.Struct):
+    s: str
+    u: int
+    b: float
+    B: float
+    a: float
+    A: float
+
+
+class _TickerFrame(msgspec.Struct):
+    data: _Ticker
+
+
+# Not strict: prices and sizes are texts there, and become numbers here.
+_DIFF_FRAME = msgspec.json.Decoder(_DiffFrame, strict=False)
+_DIFF = msgspec.json.Decoder(_Diff, strict=False)
+_TICKER_FRAME = msgspec.json.Decoder(_TickerFrame, strict=False)
+_TICKER = msgspec.json.Decoder(_Ticker, strict=False)
+
+
 def parse(frame: bytes | str) -> list[Event]:
     """Diffs, faster tops, trades and the announced shutdown; tickers, klines, aggregated trades, acks are not ours."""
-    message = orjson.loads(frame)
-    data = message.get("data", message)
-    kind = data.get("e")
-    if kind == "depthUpdate":
-        first, last = data["U"], data["u"]
-        if not (type(first) is int and type(last) is int and first <= last):
-            raise ValueError(f"update ids {first!r} to {last!r}")
-        return [Delta(data["s"], levels(data["b"]), levels(data["a"]), ms_ns(data["E"]), first, last, order=last)]
-    if kind is None:
-        if "A" in data and "u" in data:
-            bid, ask = (float(data["b"]), float(data["B"])), (float(data["a"]), float(data["A"]))
-            return [Top(data["s"], bid, ask, integer(data["u"]), None)]
-        return _answer(message)
+    data = frame.encode() if isinstance(frame, str) else frame
+    stream = data[:64]
+    if b'@depth@100ms","data":' in stream:  # nearly all frames; written otherwise they come the other way
+        return [_diff(_DIFF_FRAME.decode(data).data)]
+    if b'@bookTicker","data":' in stream:
+        return [_top(_TICKER_FRAME.decode(data).data)]
+    message = orjson.loads(data)
+    wrapped = "data" in message
+    payload = message["data"] if wrapped else message
+    kind = payload.get("e")
     if kind == "trade":
-        side = "sell" if data["m"] else "buy"  # m: the buyer is the maker, so the taker sold
-        trade_id = integer(data["t"])
-        price, size, when = positive(data["p"]), positive(data["q"]), ms_ns(data["T"])
-        return [TradeSeen(data["s"], str(trade_id), price, size, side, when, number=trade_id)]
+        side = "sell" if payload["m"] else "buy"  # m: the buyer is the maker, so the taker sold
+        trade_id = integer(payload["t"])
+        price, size, when = positive(payload["p"]), positive(payload["q"]), ms_ns(payload["T"])
+        return [TradeSeen(payload["s"], str(trade_id), price, size, side, when, number=trade_id)]
+    if kind == "depthUpdate":
+        return [_diff(_DIFF_FRAME.decode(data).data if wrapped else _DIFF.decode(data))]
     if kind == "serverShutdown":
         return [Closing("serverShutdown")]
-    return []
+    if kind is None and "A" in payload and "u" in payload:
+        return [_top(_TICKER_FRAME.decode(data).data if wrapped else _TICKER.decode(data))]
+    return _answer(message) if kind is None else []
+
+
+def _diff(data: _Diff) -> Delta:
+    if not 0 <= data.U <= data.u:
+        raise ValueError(f"update ids {data.U} to {data.u}")
+    return Delta(data.s, data.b, data.a, ms_ns(data.E), data.U, data.u, order=data.u)
+
+
+def _top(data: _Ticker) -> Top:
+    return Top(data.s, (data.b, data.B), (data.a, data.A), data.u, None)
 
 
 def _answer(message: dict[str, Any]) -> list[Event]:
@@ -127,11 +171,19 @@ def snapshot_symbol(address: str) -> str | None:
     return parse_qs(parts.query).get("symbol", [None])[0] if parts.path == "/api/v3/depth" else None
 
 
+class _Depth(msgspec.Struct):
+    lastUpdateId: int
+    bids: list[tuple[float, float]]
+    asks: list[tuple[float, float]]
+
+
+_DEPTH = msgspec.json.Decoder(_Depth, strict=False)
+
+
 def parse_snapshot(symbol: str, body: bytes | str) -> Snapshot:
     """`{"lastUpdateId":160,"bids":[["0.0024","10"]],"asks":[["0.0026","100"]]}`; it carries no time."""
-    data = orjson.loads(body)
-    last_id = integer(data["lastUpdateId"])
-    return Snapshot(symbol, levels(data["bids"]), levels(data["asks"]), None, last_id, order=last_id)
+    data = _DEPTH.decode(body)
+    return Snapshot(symbol, data.bids, data.asks, None, data.lastUpdateId, order=data.lastUpdateId)
 
 
 def refusal(status: int, body: bytes) -> str | None:

@@ -9,8 +9,9 @@ USD and USDC are one book there: `BTC-USDC` is listed as an alias of `BTC-USD`, 
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
+import msgspec
 import orjson
 
 from services.collector.book import Level
@@ -60,19 +61,42 @@ def unsubscribe(natives: Sequence[str], depth: int) -> list[str]:
     return [_say("unsubscribe", channel, natives) for channel in ("level2", "market_trades")]
 
 
+class _Update(msgspec.Struct):
+    side: Literal["bid", "offer"]
+    price_level: float
+    new_quantity: float
+
+
+class _Event(msgspec.Struct):
+    type: Literal["snapshot", "update"]
+    product_id: str
+    updates: list[_Update]
+
+
+class _Levels(msgspec.Struct):
+    timestamp: str
+    sequence_num: int
+    events: list[_Event]
+
+
+_LEVELS = msgspec.json.Decoder(_Levels, strict=False)
+"""Not strict: prices and sizes are texts there, and become numbers here."""
+
+
 def parse(frame: bytes | str) -> list[Event]:
     """The connection's counter first, then books and trades."""
-    message = orjson.loads(frame)
+    data = frame.encode() if isinstance(frame, str) else frame
+    if data.startswith(b'{"channel":"l2_data"'):  # nearly all frames; written otherwise it comes the other way
+        return _books(data)
+    message = orjson.loads(data)
     if message.get("type") == "error":
         words = str(message.get("message", "no reason given"))
         return [Limited(words, 1.0) if "rate limit" in words.lower() else Refused(None, words)]
-    events: list[Event] = [Counter(integer(message["sequence_num"]))]
     channel = message["channel"]
     if channel == "l2_data":
-        exchange_ns = iso_ns(message["timestamp"])
-        for event in message["events"]:
-            events.append(_book(event, exchange_ns))
-    elif channel == "market_trades":
+        return _books(data)
+    events: list[Event] = [Counter(integer(message["sequence_num"]))]
+    if channel == "market_trades":
         for event in message["events"]:
             replayed = event["type"] == "snapshot"  # old trades, sent again on subscribing
             # Newest first inside a frame: published oldest first.
@@ -80,23 +104,18 @@ def parse(frame: bytes | str) -> list[Event]:
     return events
 
 
-def _book(event: dict[str, Any], exchange_ns: int) -> Event:
-    bids: list[Level] = []
-    asks: list[Level] = []
-    for update in event["updates"]:
-        side = update["side"]
-        if side == "bid":
-            bids.append((float(update["price_level"]), float(update["new_quantity"])))
-        elif side == "offer":
-            asks.append((float(update["price_level"]), float(update["new_quantity"])))
-        else:
-            raise ValueError(f"side {side!r}")
-    kind = event["type"]
-    if kind == "update":
-        return Delta(event["product_id"], bids, asks, exchange_ns)
-    if kind == "snapshot":
-        return Snapshot(event["product_id"], bids, asks, exchange_ns)
-    raise ValueError(f"event type {kind!r}")
+def _books(frame: bytes) -> list[Event]:
+    message = _LEVELS.decode(frame)
+    events: list[Event] = [Counter(message.sequence_num)]
+    exchange_ns = iso_ns(message.timestamp)
+    for event in message.events:
+        bids: list[Level] = []
+        asks: list[Level] = []
+        for update in event.updates:
+            (bids if update.side == "bid" else asks).append((update.price_level, update.new_quantity))
+        make = Delta if event.type == "update" else Snapshot
+        events.append(make(event.product_id, bids, asks, exchange_ns))
+    return events
 
 
 def _trade(trade: dict[str, Any], replayed: bool) -> TradeSeen:

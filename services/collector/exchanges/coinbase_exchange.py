@@ -8,8 +8,9 @@ is an old trade, sent on subscribing. `ticker` comes with trades only, so it is 
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
+import msgspec
 import orjson
 
 from services.collector.book import Level
@@ -27,7 +28,6 @@ from services.collector.exchanges.base import (
     canonical,
     integer,
     iso_ns,
-    levels,
     number,
     positive,
 )
@@ -52,30 +52,51 @@ def unsubscribe(natives: Sequence[str], depth: int) -> list[str]:
     return [_say("unsubscribe", natives, ("level2_batch", "matches", "heartbeat"))]
 
 
+class _Update(msgspec.Struct):
+    product_id: str
+    changes: list[tuple[Literal["buy", "sell"], float, float]]
+    time: str
+
+
+class _Snapshot(msgspec.Struct):
+    product_id: str
+    bids: list[tuple[float, float]]
+    asks: list[tuple[float, float]]
+
+
+_UPDATE = msgspec.json.Decoder(_Update, strict=False)
+_SNAPSHOT = msgspec.json.Decoder(_Snapshot, strict=False)
+"""Not strict: prices and sizes are texts there, and become numbers here."""
+
+
 def parse(frame: bytes | str) -> list[Event]:
     """Books, trades and the last trade's number; tickers and acks carry nothing for us."""
-    message = orjson.loads(frame)
+    data = frame.encode() if isinstance(frame, str) else frame
+    if data.startswith(b'{"type":"l2update"'):  # nearly all frames; written otherwise it comes the other way
+        return _update(data)
+    message = orjson.loads(data)
     kind = message.get("type")
     if kind == "l2update":
-        bids: list[Level] = []
-        asks: list[Level] = []
-        for side, price, size in message["changes"]:
-            if side == "buy":
-                bids.append((float(price), float(size)))
-            elif side == "sell":
-                asks.append((float(price), float(size)))
-            else:
-                raise ValueError(f"side {side!r}")
-        return [Delta(message["product_id"], bids, asks, iso_ns(message["time"]))]
+        return _update(data)
     if kind == "match" or kind == "last_match":
         return [_trade(message, replayed=kind == "last_match")]
     if kind == "heartbeat":
         return [LastTrade(message["product_id"], integer(message["last_trade_id"]))]
     if kind == "snapshot":
-        return [Snapshot(message["product_id"], levels(message["bids"]), levels(message["asks"]), None)]
+        book = _SNAPSHOT.decode(data)
+        return [Snapshot(book.product_id, book.bids, book.asks, None)]
     if kind == "error":
         return [Refused(None, str(message.get("reason") or message.get("message")))]
     return []
+
+
+def _update(frame: bytes) -> list[Event]:
+    message = _UPDATE.decode(frame)
+    bids: list[Level] = []
+    asks: list[Level] = []
+    for side, price, size in message.changes:
+        (bids if side == "buy" else asks).append((price, size))
+    return [Delta(message.product_id, bids, asks, iso_ns(message.time))]
 
 
 def _trade(message: dict[str, Any], replayed: bool) -> TradeSeen:
