@@ -1,6 +1,8 @@
 """What every service's process does alike: logging, signals, the last words of an error."""
 
 import asyncio
+import contextlib
+import ctypes
 import logging
 import signal
 import sys
@@ -12,6 +14,9 @@ import structlog
 
 from shared.errors import ArbiterError
 from shared.settings import LogSettings
+
+M_MMAP_THRESHOLD = -3
+"""From malloc.h; see mallopt(3)."""
 
 
 def setup_logging(settings: LogSettings) -> None:
@@ -32,8 +37,20 @@ def setup_logging(settings: LogSettings) -> None:
     )
 
 
+def keep_heap_small() -> None:
+    """Let glibc give large blocks back to the system instead of leaving holes in the heap.
+
+    asyncio receives into blocks of 256 KiB that are shrunk at once; after the first of them is freed, glibc takes the
+    next ones from the heap (its threshold follows them), and a collector grew by some 90 MiB an hour of holes.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # another C library: another behaviour
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 65_536)
+
+
 def run_async(main: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> None:
     """Run `main(stop)` on a new event loop; SIGTERM and SIGINT set `stop`, and `main` ends in its own order."""
+
+    keep_heap_small()
 
     async def with_signals() -> None:
         stop = asyncio.Event()

@@ -58,11 +58,16 @@ WINDOW_NS = 300_000_000_000
 BUCKET_NS = 30_000_000_000
 """The window moves in steps of this."""
 
+STEP_NS = 1_000_000_000
+CONFIRMED = 5
+"""A time that jumps by more than a second either way is not believed until so many in a row do: one wrong digit would
+make the feed look late for minutes. After that the exchange's clock was set, and what was seen before says nothing."""
+
 
 class FeedLag:
     """How far a feed is behind the best that it has been in the last five minutes."""
 
-    __slots__ = ("_buckets", "_floor_ns", "_last_ns", "_seen_ns", "_start_ns", "negative")
+    __slots__ = ("_buckets", "_floor_ns", "_last_ns", "_odd", "_seen_ns", "_start_ns", "negative")
 
     def __init__(self) -> None:
         self._buckets: deque[tuple[int, int]] = deque()  # start, and least difference since; the newest is last
@@ -70,17 +75,27 @@ class FeedLag:
         self._floor_ns: int | None = None  # least difference of the window
         self._last_ns = 0
         self._seen_ns = 0
+        self._odd = 0
         self.negative = 0
         """How many frames came before they were sent, by the two clocks."""
 
     def seen(self, received_ns: int, exchange_ns: int) -> None:
         """A frame with its time."""
         raw_ns = received_ns - exchange_ns
-        self._last_ns = raw_ns
-        self._seen_ns = received_ns
+        floor_ns = self._floor_ns
         if raw_ns < 0:
             self.negative += 1
-        floor_ns = self._floor_ns
+        if floor_ns is not None:
+            # A feed that falls behind does so no faster than time passes.
+            if raw_ns < floor_ns - STEP_NS or raw_ns > self._last_ns + received_ns - self._seen_ns + STEP_NS:
+                self._odd += 1
+                if self._odd < CONFIRMED:
+                    return
+                self._buckets.clear()
+                floor_ns = self._floor_ns = None
+            self._odd = 0
+        self._last_ns = raw_ns
+        self._seen_ns = received_ns
         if floor_ns is None or not 0 <= received_ns - self._start_ns < BUCKET_NS:
             self._roll(received_ns, raw_ns)
         elif raw_ns < self._buckets[-1][1]:
@@ -89,15 +104,18 @@ class FeedLag:
                 self._floor_ns = raw_ns
 
     def _roll(self, received_ns: int, raw_ns: int) -> None:
-        """A new bucket. When our clock was set back, all that was seen before says nothing any more."""
+        """A new bucket; old ones leave."""
         buckets = self._buckets
-        if received_ns < self._start_ns:
-            buckets.clear()
         while buckets and buckets[0][0] <= received_ns - WINDOW_NS:
             buckets.popleft()
         buckets.append((received_ns, raw_ns))
         self._start_ns = received_ns
         self._floor_ns = min(least for _, least in buckets)
+
+    def forget(self) -> None:
+        """Our own clock was set: what was seen before says nothing."""
+        self._buckets.clear()
+        self._floor_ns, self._odd = None, 0
 
     def lag_ns(self, now_ns: int, within_ns: int = 2_000_000_000) -> int | None:
         """Lag of the newest frame; None if there was none within the last `within_ns`."""

@@ -171,6 +171,14 @@ class Feed:
             outputs.append(Reconnect(f"no book of {names} after {MAX_ATTEMPTS} subscriptions"))
         return outputs
 
+    def on_clock_set(self, step_ns: int) -> None:
+        """Our clock was set forward (or back: negative): ages go on as if it had not been."""
+        self.alive_ns += step_ns
+        self._next_look_ns += step_ns
+        self.lag.forget()
+        for keeper in self._keepers.values():
+            keeper.on_clock_set(step_ns)
+
     def on_lost(self, now_ns: int, reason: str) -> list[Output]:
         """The connection is gone: no book of it can be trusted."""
         return self._all(lambda keeper: keeper.on_lost(now_ns, reason))

@@ -226,6 +226,15 @@ class Keeper:
             return [*self._again(now_ns), Resubscribe(self.native)] if self._joins else self._again(now_ns)
         return []
 
+    def on_clock_set(self, step_ns: int) -> None:
+        """Our clock was set: everything that waits goes on waiting as long as it would have."""
+        self._proved_ns += step_ns
+        self._doubted_ns += step_ns
+        for name in ("_deadline_ns", "_retry_ns", "_refresh_ns", "_moves_by_ns"):
+            moment_ns = getattr(self, name)
+            if moment_ns is not None:
+                setattr(self, name, moment_ns + step_ns)
+
     def _expect(self, now_ns: int) -> None:
         """The subscription must bring a book before the deadline; each time that it did not, it gets longer."""
         first_data_ns = self._timing.first_data_ns

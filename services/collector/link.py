@@ -35,6 +35,9 @@ DEAD_S = 5.0
 
 LOOK_S = 0.1
 
+CLOCK_SET_NS = 500_000_000
+"""When the wall clock runs away from the monotonic one by so much within a look, somebody has set it."""
+
 MOST_MESSAGE_WAIT_S = 30.0
 """When a frame would have to wait longer for the exchange's message limit, a new connection is the better way."""
 
@@ -223,23 +226,29 @@ class Link:
     async def _look(self, socket: ClientConnection) -> None:
         """Silence must be noticed while nothing comes; the link must prove itself where data does not."""
         feed, proof = self.feed, self.source.exchange.proof
-        began_ns = asked_ns = self._clock()
+        began = asked = self._ticks()
+        ahead_ns = self._clock() - began
         pong: asyncio.Task[None] | None = None
         while True:
             await asyncio.sleep(LOOK_S)
-            now_ns = self._clock()
+            now_ns, now = self._clock(), self._ticks()
+            step_ns = now_ns - now - ahead_ns
+            if abs(step_ns) > CLOCK_SET_NS:
+                ahead_ns += step_ns
+                log.warning("our clock was set", exchange=self._emitter.exchange, by_ms=step_ns / 1e6)
+                feed.on_clock_set(step_ns)
             self._take(feed.on_timer(now_ns))
             self._count()
             if now_ns - feed.alive_ns > DEAD_S * 1e9:
                 raise LinkLost(f"nothing came for {DEAD_S:g} s", "silent")
-            if self._age_s is not None and now_ns - began_ns > self._age_s * 1e9:
+            if self._age_s is not None and now - began > self._age_s * 1e9:
                 self._want_replacement(f"connected for {self._age_s:g} s")
             if proof is None:
                 continue
             idle_ns = int(proof.idle_s * 1e9)
-            due = now_ns - feed.alive_ns >= idle_ns and now_ns - asked_ns >= idle_ns
-            if due or (proof.always_s is not None and now_ns - asked_ns >= proof.always_s * 1e9):
-                asked_ns = now_ns
+            due = now_ns - feed.alive_ns >= idle_ns and now - asked >= idle_ns
+            if due or (proof.always_s is not None and now - asked >= proof.always_s * 1e9):
+                asked = now
                 if proof.frame is not None:
                     await self._say(socket, proof.frame)
                 elif pong is None or pong.done():

@@ -40,6 +40,10 @@ log = structlog.get_logger()
 
 TIMER_S = 0.1
 MOST_SLEEP_S = 0.02
+MOST_TURN_NS = 50_000_000
+"""Market time of one turn of the loop: sockets and the control endpoint must be heard in between."""
+
+TOO_LATE_NS = 1_000_000_000
 SLOW_CLIENT_FRAMES = 5000
 """A client that is so far behind is disconnected, as an exchange would."""
 
@@ -554,9 +558,16 @@ class Simulation:
         """Until cancelled."""
         began_ns = time.monotonic_ns()
         timer_s = time.monotonic()
+        reached_ns = 0
         while True:
             elapsed_ns = time.monotonic_ns() - began_ns
-            for _, event in self.market.step(elapsed_ns):
+            if elapsed_ns - reached_ns > TOO_LATE_NS:
+                # Too little processor for this rate. To catch up would make the next turn later still.
+                log.warning("the market is late, its clock waits", by_ms=(elapsed_ns - reached_ns) // 1_000_000)
+                began_ns += elapsed_ns - reached_ns - MOST_TURN_NS
+                elapsed_ns = reached_ns + MOST_TURN_NS
+            reached_ns = min(elapsed_ns, reached_ns + MOST_TURN_NS)
+            for _, event in self.market.step(reached_ns):
                 for exchange in self._shown[event.exchange]:
                     exchange.on_event(event)
                 if isinstance(event, BookEvent):

@@ -104,7 +104,7 @@ def frames(longest_gap_ns: int) -> st.SearchStrategy[list[tuple[int, int]]]:
     return st.lists(
         st.tuples(
             st.sampled_from([0, S, longest_gap_ns]) | st.integers(0, longest_gap_ns),
-            st.integers(-2 * S, 5 * S) | st.integers(-20, 20),
+            st.integers(-4 * S // 10, 5 * S // 10) | st.integers(-20, 20),
         ),
         max_size=80,
     )
@@ -194,10 +194,38 @@ def test_what_was_before_a_long_silence_is_no_floor_any_more():
     assert lag.lag_ns(3600 * S) == 0, "nothing of the last five minutes was faster"
 
 
-def test_after_our_clock_was_set_back_what_was_seen_before_says_nothing():
+def test_after_our_clock_was_set_what_was_seen_before_says_nothing():
     lag = FeedLag()
     lag.seen(3600 * S, 3600 * S)
+    lag.forget()
     lag.seen(10 * S, 5 * S)
     assert lag.lag_ns(10 * S) == 0
-    lag.seen(50 * S, 44 * S)
-    assert lag.lag_ns(50 * S) == S
+    lag.seen(11 * S, 5 * S + S // 2)
+    assert lag.lag_ns(11 * S) == S // 2
+
+
+@pytest.mark.parametrize("wrong_s", [7000, 30, -30, -7000])
+def test_one_wrong_time_is_not_believed_and_does_no_harm(wrong_s):
+    lag = FeedLag()
+    for second in range(20):
+        sent_ns = (1000 + second) * S + (wrong_s * S if second == 10 else 0)
+        lag.seen((1000 + second) * S, sent_ns)
+        assert lag.lag_ns((1000 + second) * S) == 0
+
+
+@pytest.mark.parametrize("step_s", [7000, 30, -30, -7000])
+def test_an_exchange_that_sets_its_clock_is_believed_after_some_frames(step_s):
+    lag = FeedLag()
+    for second in range(40):
+        sent_ns = (10_000 + second) * S + (step_s * S if second >= 10 else 0)
+        lag.seen((10_000 + second) * S, sent_ns)
+        assert lag.lag_ns((10_000 + second) * S, within_ns=10 * S) == 0
+    lag.seen(10_041 * S, (10_040 + step_s) * S)
+    assert lag.lag_ns(10_041 * S) == S, "and a real lag is seen again"
+
+
+def test_a_backlog_that_grows_as_fast_as_time_passes_is_a_lag_and_no_step():
+    lag = FeedLag()
+    for tick in range(200):
+        lag.seen(1000 * S + tick * S // 10, 1000 * S + min(tick, 20) * S // 10)
+    assert lag.lag_ns(1000 * S + 199 * S // 10) == 179 * S // 10

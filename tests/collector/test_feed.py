@@ -701,3 +701,18 @@ def test_a_feed_that_falls_behind_is_stale_whatever_it_brings():
     assert "behind" in next(out.reason for out in late if isinstance(out, HealthChanged) and out.state == "stale")
     again = feed.on_frame(frame(31, 50_000 + 5200), 1 * SECOND + 5200 * MS) + feed.on_timer(1 * SECOND + 5400 * MS)
     assert ("BTC-USDT", "live") in states(again)
+
+
+@pytest.mark.parametrize("step_s", [3600, -3600])
+def test_when_our_clock_is_set_no_book_is_stale_and_proofs_go_on(step_s):
+    feed = feed_of("kraken", {"BTC/USD": "BTC-USD"}, 10)
+    start = 10_000 * SECOND
+    feed.on_frame(kraken_frames()[2], start)
+    feed.on_frame('{"channel":"heartbeat"}', start + SECOND)
+    feed.on_clock_set(step_s * SECOND)
+    published = []
+    for tick in range(1, 51):
+        now = start + SECOND + step_s * SECOND + tick * 100 * MS
+        published += feed.on_frame('{"channel":"heartbeat"}', now) if tick % 10 == 0 else feed.on_timer(now)
+    assert {out.state for out in published if isinstance(out, HealthChanged)} == {"live"}
+    assert len(published) == 5
