@@ -258,8 +258,8 @@ class Keeper:
             return self._audited(snapshot, now_ns)
         if self._joins and self.synced and self.health.state == "live":
             return []  # asked for twice: the book is further already
-        if self.synced and snapshot.exchange_ns is not None and snapshot.exchange_ns < self._exchange_ns:
-            return self.doubt("a snapshot came that is older than the book", now_ns)
+        if snapshot.exchange_ns is not None and snapshot.exchange_ns < self._exchange_ns:
+            return self.doubt("a snapshot came that is older than the updates before it", now_ns)
         depth = self.depth
         truncates = self._exchange.truncates
         if truncates and depth is None:
@@ -307,7 +307,9 @@ class Keeper:
         self.booked = True
         if self._joins and self.halted is None:
             return self._buffer(delta)
-        return []  # on its way while we wait for the snapshot
+        if delta.exchange_ns is not None and delta.exchange_ns > self._exchange_ns:
+            self._exchange_ns = delta.exchange_ns  # the snapshot that we wait for must not be older
+        return []
 
     def _buffer(self, delta: Delta) -> list[Output]:
         first = not self.buffer
@@ -539,6 +541,7 @@ class Keeper:
         self.synced = False
         self.buffer = []
         self._audit = self._refresh_ns = self._moves_by_ns = self._top = None
+        self._exchange_ns = 0
         self.book = Book(self.depth if self._exchange.truncates else MAX_LEVELS)
         return self._to(event, now_ns, words, now_ns)
 

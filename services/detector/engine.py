@@ -60,9 +60,9 @@ class Engine:
             book = self._newer(message)
             if book is None:
                 return NOTHING
-            was_live = book.state == "live"
+            was_usable = self._judge.usable(book, now_ns)  # a live one may have been silent for too long
             book.on_health(message)
-            if silent or (was_live and book.state == "live"):
+            if silent or (was_usable and book.state == "live"):
                 return NOTHING
             return self._judge_book(book, now_ns, message["received_ns"])
         if kind == "rate":

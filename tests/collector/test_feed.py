@@ -1,6 +1,7 @@
 """One connection's books: each recipe step by step, with frames and moments passed in."""
 
 import json
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -320,7 +321,10 @@ def test_kraken_a_wrong_checksum_resubscribes_that_symbol_only():
     assert all(frame["params"]["symbol"] == ["BTC/USD"] and frame["params"]["depth"] == 10 for frame in sent)
     assert state_of(feed, "ETH-USD") == "live"
     assert feed.on_frame(frames[2], 3) == [], "nothing is published before the next snapshot"
-    assert ("BTC-USD", "live") in states(feed.on_frame(frames[0], 4))
+    assert states(feed.on_frame(frames[0], 4)) == [("BTC-USD", "gap")], "a snapshot older than that update is late"
+    fresh = json.loads(frames[0], parse_float=Decimal)
+    text = frames[0].replace(fresh["data"][0]["timestamp"], "2026-08-01T03:00:00.000000Z")
+    assert ("BTC-USD", "live") in states(feed.on_frame(text, 5))
 
 
 def test_kraken_publishes_nothing_while_the_exchange_is_not_online():
