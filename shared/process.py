@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import ctypes
 import logging
+import os
 import signal
 import sys
 import threading
@@ -59,7 +60,25 @@ def run_async(main: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> Non
             loop.add_signal_handler(number, stop.set)
         await main(stop)
 
-    asyncio.run(with_signals())
+    loop = asyncio.new_event_loop()
+    try:
+        loop.run_until_complete(with_signals())
+    finally:
+        # As asyncio.run, but without waiting for its threads: see `leave`.
+        rest = asyncio.all_tasks(loop)
+        for task in rest:
+            task.cancel()
+        loop.run_until_complete(asyncio.gather(*rest, return_exceptions=True))
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()
+
+
+def leave() -> None:
+    """End the process now if threads would keep it: a name that is being resolved cannot be cancelled."""
+    if any(thread is not threading.main_thread() and not thread.daemon for thread in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def stop_on_signal() -> threading.Event:

@@ -80,6 +80,7 @@ def collect(
 
     part = output.shard(shard)
     run(_load(config, service=True), exchange, part)
+    process.leave()
 
 
 @app.command()

@@ -77,8 +77,12 @@ class Feed:
         self._next_look_ns = now_ns + TIMER_NS
         self._sequence: int | None = None
         self._keepers: dict[str, Keeper] = {}
+        self._offline: str | None = None  # the exchange as a whole does not trade: its words
+        self._halted = dict(halted or {})
         for native, symbol in (symbols or {}).items():
-            self._track(native, symbol, now_ns).halted = (halted or {}).get(native)
+            keeper = self._track(native, symbol, now_ns)
+            keeper.halted = self._halted.get(native)
+            keeper.ended = keeper.halted is not None  # it is not subscribed at all
 
     # ------------------------------------------------ in
 
@@ -108,7 +112,7 @@ class Feed:
             event = events[0]
             if isinstance(event, Delta) and type(event.symbol) is str and event.symbol in self._keepers:
                 # nearly all frames
-                if event.exchange_ns is not None:
+                if event.exchange_ns is not None and (event.bids or event.asks):
                     self.lag.seen(now_ns, event.exchange_ns)
                 found = self._keepers[event.symbol].on_delta(event, now_ns)
                 return self._joined(found) if len(found) > 1 else found  # one alone is a book
@@ -120,7 +124,7 @@ class Feed:
             if isinstance(event, Delta):
                 useful = True
                 keeper = self._keepers.get(event.symbol) or self._find(event.symbol, now_ns)
-                if event.exchange_ns is not None:
+                if event.exchange_ns is not None and (event.bids or event.asks):  # a keepalive's time is no sending
                     self.lag.seen(now_ns, event.exchange_ns)
                 if keeper is not None:
                     found = keeper.on_delta(event, now_ns)
@@ -163,8 +167,8 @@ class Feed:
     def on_timer(self, now_ns: int) -> list[Output]:
         """Look at silence and deadlines, and repeat proofs of life that are due."""
         self._next_look_ns = now_ns + TIMER_NS
-        silent = self._silent(now_ns)
-        outputs = self._joined(self._all(lambda keeper: keeper.on_timer(now_ns, self.alive_ns, silent)))
+        silent, late = self._silent(now_ns)
+        outputs = self._joined(self._all(lambda keeper: keeper.on_timer(now_ns, self.alive_ns, silent, late)))
         wanted = [keeper for keeper in self._keepers.values() if keeper.halted is None]
         if wanted and all(keeper.attempts >= MAX_ATTEMPTS for keeper in wanted):
             names = ", ".join(keeper.symbol for keeper in wanted)
@@ -189,18 +193,39 @@ class Feed:
 
     def on_halted(self, halted: Mapping[str, str], now_ns: int) -> list[Output]:
         """The exchange's metadata names the books that are not traded now; the others are."""
+        self._halted = dict(halted)
+        return self._settled(now_ns)
+
+    def refused(self, native: str, words: str, now_ns: int) -> list[Output]:
+        """The exchange refuses a book: one that came before stops alone.
+
+        Raises:
+            UnknownSymbol: it never came: the settings are wrong.
+        """
+        keeper = self._keepers.get(native)
+        if keeper is None or not (native in self._proven or keeper.verified):
+            raise UnknownSymbol(self.exchange.name, self.symbol_of(native), words)
+        self._halted[native] = f"refused: {words}"
+        return keeper.halt(self._halted[native], now_ns)
+
+    def _settled(self, now_ns: int) -> list[Output]:
+        """A book is traded if neither the exchange as a whole nor its metadata says otherwise."""
         outputs: list[Output] = []
         for native, keeper in self._keepers.items():
-            words = halted.get(native)
+            listed = self._halted.get(native)
+            words = self._offline or listed
             if words is not None and keeper.halted is None:
                 outputs += keeper.halt(words, now_ns)
+            if listed is not None and not keeper.ended:
+                keeper.ended = True
                 outputs += [Send(frame) for frame in self.exchange.unsubscribe([native], self._depth or 0)]
-            elif words is None and keeper.halted is not None:
+            if words is None and keeper.halted is not None:
+                ended = keeper.ended
                 outputs += keeper.resume(now_ns)
-                outputs += [
-                    Send(frame) for frame in self.exchange.subscribe([native], self._depth or 0, self._fast_tops)
-                ]
-        return self._joined([out for out in outputs if type(out) is not Resubscribe])
+                if ended:
+                    frames = self.exchange.subscribe([native], self._depth or 0, self._fast_tops)
+                    outputs += [Send(frame) for frame in frames]
+        return self._joined(outputs)
 
     def adopt(self, before: "Feed") -> None:
         """Go on with the trades of an earlier connection: none twice, and what was missed between is counted."""
@@ -240,6 +265,10 @@ class Feed:
     def all_live(self) -> bool:
         """Whether every book that is traded is live."""
         return all(k.health.state == "live" for k in self._keepers.values() if k.halted is None)
+
+    def any_live(self) -> bool:
+        """Whether some book is live."""
+        return any(keeper.health.state == "live" for keeper in self._keepers.values())
 
     def books(self) -> Iterator[tuple[str, BookState, Book]]:
         """Canonical symbol, state and book wherever anything about a book has come."""
@@ -303,39 +332,31 @@ class Feed:
         return outputs
 
     def _on_status(self, online: bool, words: str, now_ns: int) -> list[Output]:
-        outputs: list[Output] = []
-        for keeper in self._keepers.values():
-            if not online and keeper.halted is None:
-                outputs += keeper.halt(words, now_ns)
-            elif online and keeper.halted is not None and keeper.halted.startswith("exchange is "):
-                outputs += keeper.resume(now_ns)
-        return outputs
+        self._offline = None if online else words
+        return self._settled(now_ns)
 
     def _on_refused(self, native: str | None, words: str, now_ns: int) -> list[Output]:
+        if native is not None:
+            return self.refused(native, words, now_ns)
         name = self.exchange.name
-        if native is None:
-            if self._proven:
-                raise LinkLost(f"{name} refused a subscription: {words}")
-            raise SubscriptionRefused(name, words)
-        keeper = self._keepers.get(native)
-        if keeper is None or native not in self._proven:
-            raise UnknownSymbol(name, self.symbol_of(native), words)
-        return keeper.halt(f"subscription refused: {words}", now_ns)
+        if self._proven or any(keeper.verified for keeper in self._keepers.values()):
+            raise LinkLost(f"{name}: {words}", "refused")
+        raise SubscriptionRefused(name, words)
 
     # ------------------------------------------------ helpers
 
-    def _silent(self, now_ns: int) -> str | None:
-        """Why the link proves nothing now: it is silent, or what it brings is old."""
+    def _silent(self, now_ns: int) -> tuple[str | None, bool]:
+        """Why the link proves nothing now: it is silent, or what it brings is old (then also True)."""
         most_ns = self._timing.max_silence_ns
         if most_ns is None:
-            return None
+            return None, False
         silent_ns = now_ns - self.alive_ns
         if silent_ns > most_ns:
-            return f"no proof of life for {silent_ns // 1_000_000} ms"
+            return f"no proof of life for {silent_ns // 1_000_000} ms", False
         lag_ns = self.lag.lag_ns(now_ns)
         if lag_ns is not None and lag_ns > most_ns:
-            return f"the feed is {lag_ns // 1_000_000} ms behind"
-        return None
+            return f"the feed is {lag_ns // 1_000_000} ms behind", True
+        return None, False
 
     def _joined(self, outputs: list[Output]) -> list[Output]:
         """Books to be subscribed again become frames, all in one go."""

@@ -19,7 +19,8 @@ PROOF_NS = 900_000_000
 """A live book's proof of life is repeated when the last one published is this old and a newer one is there."""
 
 MAX_LEVELS = 5000
-"""Levels kept a side where the exchange names no depth (far ones would pile up over a day)."""
+"""Levels kept a side of a book that a REST snapshot shows in part: far ones would pile up. Whole books are never cut:
+what is cut off does not come again."""
 
 MAX_BUFFERED = 5000
 """Diffs kept while a snapshot is on its way; more means that the snapshot does not come."""
@@ -31,6 +32,12 @@ CALM_NS = 60_000_000_000
 """A book that was not doubted for so long is subscribed again at once; before, ever more slowly."""
 
 MAX_RETRY_NS = 30_000_000_000
+
+LOOK_AGAIN_NS = 1_000_000_000
+"""From noticing that the price nears the end of what a snapshot showed to asking for another one."""
+
+AHEAD_NS = 5_000_000_000
+"""The faster top may be ahead of its own book for so long; then the book's stream is dead."""
 
 MOVES_WITHIN_NS = 5_000_000_000
 """A fresh snapshot was newer than the stream: within so long the stream must move too, or it is dead."""
@@ -79,6 +86,7 @@ class Keeper:
     """
 
     __slots__ = (
+        "_ahead_ns",
         "_applied",
         "_audit",
         "_by_time",
@@ -86,12 +94,15 @@ class Keeper:
         "_deadline_ns",
         "_doubted_ns",
         "_doubts",
+        "_edges",
         "_exchange",
         "_exchange_ns",
         "_follows",
         "_joins",
+        "_late",
         "_levels",
         "_missed_trades",
+        "_most",
         "_moves_by_ns",
         "_order",
         "_proved_ns",
@@ -108,6 +119,7 @@ class Keeper:
         "booked",
         "buffer",
         "depth",
+        "ended",
         "halted",
         "health",
         "last_id",
@@ -141,10 +153,12 @@ class Keeper:
         self.synced = False  # a snapshot is applied and nothing has been missed since
         self.verified = False  # the subscription has brought a book
         self.halted: str | None = None
+        self.ended = False  # we have ended its subscriptions
         self.attempts = 0  # subscriptions that brought nothing, in a row
         self._exchange = exchange
         self._follows = exchange.follows
         self._joins = exchange.snapshot_url is not None
+        self._most = MAX_LEVELS if self._joins else None
         self._by_time = exchange.by_time
         self._unchained = exchange.unchained
         self._levels = levels
@@ -166,6 +180,9 @@ class Keeper:
         self._refresh_ns: int | None = None
         self._audit: list[Delta] | None = None
         self._moves_by_ns: int | None = None
+        self._edges = (-math.inf, math.inf)
+        self._late = False
+        self._ahead_ns = 0  # since when the faster top has been ahead of the book
 
     # ------------------------------------------------ the connection
 
@@ -184,6 +201,7 @@ class Keeper:
         """The exchange says that it stops; of a book that is in doubt that is our own doing, and the reason stays."""
         if not self.synced:
             return []
+        self._expect(now_ns)
         return self._drop(HealthEvent.DROPPED, now_ns, "unsubscribed")
 
     def halt(self, words: str | None, now_ns: int) -> list[Output]:
@@ -195,7 +213,12 @@ class Keeper:
     def resume(self, now_ns: int) -> list[Output]:
         """It is traded again."""
         self.halted = None
-        return self._drop(HealthEvent.DROPPED, now_ns, "trading again, waiting for a snapshot") + self._again(now_ns)
+        outputs = self._drop(HealthEvent.DROPPED, now_ns, "trading again, waiting for a snapshot")
+        if not self.ended:
+            return outputs + self._again(now_ns)
+        self.ended = False  # the feed subscribes it anew
+        self._expect(now_ns)
+        return outputs
 
     def doubt(self, words: str, now_ns: int) -> list[Output]:
         """Something outside this book's own updates shows that some were missed."""
@@ -203,13 +226,22 @@ class Keeper:
 
     # ------------------------------------------------ time
 
-    def on_timer(self, now_ns: int, alive_ns: int, silent: str | None) -> list[Output]:
-        """Look at silence (`silent`: why the link proves nothing now), deadlines, and proofs of life that are due."""
+    def on_timer(self, now_ns: int, alive_ns: int, silent: str | None, late: bool = False) -> list[Output]:
+        """Look at silence, deadlines, and proofs of life that are due.
+
+        Args:
+            silent: Why the link proves nothing now; None: it does.
+            late: Whether that is because what it brings is old: then no update makes the book live again.
+        """
         state = self.health.state
+        self._late = late
         if state == "live":
             if silent is not None:
                 return self._to(HealthEvent.SILENT, now_ns, silent, alive_ns)
             outputs: list[Output] = [self.told(now_ns, alive_ns)] if alive_ns - self._proved_ns >= PROOF_NS else []
+            if self._top is not None and now_ns - self._ahead_ns > AHEAD_NS and self._ahead_ns:
+                words = "the faster top goes on, the book's own stream does not"
+                return [*self._doubt(HealthEvent.GAP, words, now_ns), Resubscribe(self.native)]
             if self._moves_by_ns is not None and now_ns >= self._moves_by_ns:
                 words = "the stream is silent, a fresh snapshot is not"
                 return [*self._doubt(HealthEvent.GAP, words, now_ns), Resubscribe(self.native)]
@@ -218,7 +250,9 @@ class Keeper:
                 outputs.append(Fetch(self.native))
             return outputs
         if state == "stale":
-            return self._to(HealthEvent.PROOF, now_ns, None, alive_ns) if silent is None and self.synced else []
+            if silent is not None or not self.synced:
+                return []
+            return [*self._to(HealthEvent.PROOF, now_ns, None, alive_ns), self._changed(now_ns, None)]
         if self._retry_ns is not None and now_ns >= self._retry_ns:
             return self._again(now_ns)
         if self._deadline_ns is not None and now_ns >= self._deadline_ns:
@@ -264,7 +298,7 @@ class Keeper:
         truncates = self._exchange.truncates
         if truncates and depth is None:
             depth = self.depth = max(len(snapshot.bids), len(snapshot.asks))
-        self.book = Book(depth if truncates else MAX_LEVELS)
+        self.book = Book(depth if truncates else self._most)
         self.synced = False
         try:
             self.book.replace(snapshot.bids, snapshot.asks, snapshot.bid_tokens, snapshot.ask_tokens)
@@ -274,12 +308,25 @@ class Keeper:
         if fault is not None:
             return self._doubt(*fault, now_ns)
         self.synced = True
+        if self._joins:
+            self._edges = self._edges_of(snapshot)
         self.last_id = snapshot.last_id
         self._order, self._applied = snapshot.order, None
         self._exchange_ns = snapshot.exchange_ns or 0
         if self._joins:
             return self._join(now_ns)
         return self._verified(now_ns, snapshot.exchange_ns)
+
+    def _edges_of(self, snapshot: Snapshot) -> tuple[float, float]:
+        """Half way between the best and the worst price of a side that was cut off."""
+        low, high = -math.inf, math.inf
+        if self.depth is not None and len(snapshot.bids) >= self.depth:
+            prices = [price for price, _ in snapshot.bids]
+            low = (max(prices) + min(prices)) / 2
+        if self.depth is not None and len(snapshot.asks) >= self.depth:
+            prices = [price for price, _ in snapshot.asks]
+            high = (max(prices) + min(prices)) / 2
+        return low, high
 
     def _join(self, now_ns: int) -> list[Output]:
         """A REST snapshot and the diffs that were buffered: they must bracket it."""
@@ -291,13 +338,15 @@ class Keeper:
         outputs: list[Output] = []
         for delta in buffered:
             if delta.last_id > self.last_id:
-                outputs = self._update(delta, now_ns)
+                outputs += [out for out in self._update(delta, now_ns) if not isinstance(out, BookChanged)]
                 if not self.synced:
                     return outputs
-        if buffered and self.health.state != "live":
+        if not buffered:
+            return outputs
+        if self.health.state != "live":
             # All diffs were older than the snapshot: they prove that the stream flows.
-            outputs = self._verified(now_ns, None)
-        return outputs
+            return self._verified(now_ns, None)
+        return [*outputs, self._changed(now_ns, buffered[-1].exchange_ns)]
 
     def on_delta(self, delta: Delta, now_ns: int) -> list[Output]:
         """Changes of the book."""
@@ -352,14 +401,25 @@ class Keeper:
             fault = self._fault(delta.checksum)
             if fault is not None:
                 return self._doubt(*fault, now_ns)
-        if self._top is not None and self._top.order <= delta.order:
-            wrong = self._outdated(self._top)
-            if wrong is not None:
-                return self._doubt(HealthEvent.GAP, wrong, now_ns)
-            touched = True
+        if self._top is not None:
+            self._ahead_ns = now_ns  # the book moves
+            if self._top.order <= delta.order:
+                wrong = self._outdated(self._top)
+                if wrong is not None:
+                    return self._doubt(HealthEvent.GAP, wrong, now_ns)
+                touched = True
         if self.health.state != "live":
-            return self._verified(now_ns, delta.exchange_ns)
+            return [] if self._late else self._verified(now_ns, delta.exchange_ns)
+        if self._joins:
+            self._watch_edges(now_ns)
         return [self._changed(now_ns, delta.exchange_ns)] if touched else []
+
+    def _watch_edges(self, now_ns: int) -> None:
+        """A REST snapshot ends somewhere; beyond, all is unknown until it changes. Look again before we get there."""
+        bid, ask = self.book.bids.keys[-1], -self.book.asks.keys[-1]
+        if not self._edges[0] < bid < ask < self._edges[1] and self._audit is None:
+            self._edges = (-math.inf, math.inf)  # told once
+            self._refresh_ns = now_ns + LOOK_AGAIN_NS
 
     def _unfit(self, step: Step, delta: Delta, now_ns: int) -> list[Output]:
         if step is Step.GAP:
@@ -402,14 +462,20 @@ class Keeper:
         if live and top.order <= self._order:
             wrong = self._outdated(top)
             return [] if wrong is None else self._doubt(HealthEvent.GAP, wrong, now_ns)
-        self._top = top
         if not live:
+            self._top = top
             return []  # shown with the book that comes, if it is still newer then
+        self._top = top
+        bids, asks = self.book.bids.best(self._levels), self.book.asks.best(self._levels)
+        if (top.bid, top.ask) == (bids[0], asks[0]):
+            self._ahead_ns = 0
+            return [] if known is None else [self._changed(now_ns, top.exchange_ns)]
+        self._ahead_ns = self._ahead_ns or now_ns
         return [self._changed(now_ns, top.exchange_ns)]
 
     def _outdated(self, top: Top) -> str | None:
         """The book has caught up: at the same place both must show the same. Words if they do not."""
-        self._top = None
+        self._top, self._ahead_ns = None, 0
         if top.order != self._order:
             return None
         book = self.book
@@ -490,6 +556,7 @@ class Keeper:
             self._counts.corrected += 1
             return self._doubt(HealthEvent.GAP, "a fresh snapshot contradicts the book", now_ns)
         self.book = fresh
+        self._edges = self._edges_of(snapshot)
         words = fresh.fault()
         if words is not None:
             self._counts.crossed += 1
@@ -542,7 +609,7 @@ class Keeper:
         self.buffer = []
         self._audit = self._refresh_ns = self._moves_by_ns = self._top = None
         self._exchange_ns = 0
-        self.book = Book(self.depth if self._exchange.truncates else MAX_LEVELS)
+        self.book = Book(self.depth if self._exchange.truncates else self._most)
         return self._to(event, now_ns, words, now_ns)
 
     def _verified(self, now_ns: int, exchange_ns: int | None) -> list[Output]:

@@ -23,7 +23,7 @@ from services.collector.keeper import Counts
 from services.collector.outputs import BookChanged, Fetch, Output, Reconnect, Replace, Send, Traded
 from services.collector.rest import Rest, judge
 from shared import metrics
-from shared.errors import ArbiterError, FeedError, LinkLost, RateLimited, UnknownSymbol
+from shared.errors import ArbiterError, FeedError, LinkLost, RateLimited
 
 log = structlog.get_logger()
 
@@ -63,6 +63,8 @@ class Source:
     depth: int
     rest: Rest
     connects: Allowance
+    messages: Allowance | None = None
+    """Where the limit of messages is one of the address."""
 
 
 class Link:
@@ -108,7 +110,7 @@ class Link:
         self._ticks = ticks
         self._sleep = sleep
         self._draw = draw
-        self._messages = Allowance(source.exchange.limits.messages)
+        self._messages = source.messages or Allowance(source.exchange.limits.messages)
         self._outbox: asyncio.Queue[str] = asyncio.Queue()
         self._held: deque[Traded] = deque(maxlen=HELD_TRADES)
         self._fetching: set[str] = set()
@@ -287,7 +289,9 @@ class Link:
             else:
                 words = exchange.refusal(answer.status, answer.body) if exchange.refusal is not None else None
                 if words is not None:
-                    raise UnknownSymbol(exchange.name, self.feed.symbol_of(native), words)
+                    self._fetching.discard(native)
+                    self._take(self.feed.refused(native, words, self._clock()))
+                    return
                 if answer.status == 200:
                     self._fetching.discard(native)
                     outputs = self.feed.on_rest(native, answer.body, self._clock())

@@ -23,20 +23,27 @@ from services.collector.link import Link, Source, delays
 from services.collector.outputs import HealthChanged
 from services.collector.rest import Rest
 from shared import metrics
-from shared.errors import ArbiterError, FeedError, LinkLost, RateLimited, SubscriptionRefused
+from shared.errors import ArbiterError, FeedError, LinkLost, RateLimited, SubscriptionRefused, UsageError
 from shared.kafka import Publisher
 from shared.settings import CollectorSettings, ExchangeSettings
 
 log = structlog.get_logger()
 
-REPLACE_S = 30.0
-"""A connection that takes over has so long to bring all books; then it takes over with those that it has."""
-
 SWITCH_AFTER = 3
 """After so many connections without a book the other source is tried."""
 
+HALTED_LOOK_S = 0.5
+
 SECOND_FOR_S = 300.0
 """So long the second source is used before the first one is tried again."""
+
+
+def steady_ns() -> int:
+    """A clock that is never set, in ns. On Linux it goes on while the machine sleeps: then what we hold is old."""
+    return time.clock_gettime_ns(_STEADY)
+
+
+_STEADY: int = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 class Collector:
@@ -60,7 +67,7 @@ class Collector:
         shard: tuple[int, int] = (1, 1),
         protocol: Exchange | None = None,
         clock: Callable[[], int] = time.time_ns,
-        ticks: Callable[[], int] = time.monotonic_ns,
+        ticks: Callable[[], int] = steady_ns,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         draw: Callable[[float, float], float] = random.uniform,
     ) -> None:
@@ -100,6 +107,8 @@ class Collector:
                 stopped.cancel()
                 work.cancel()
                 (result,) = await asyncio.gather(work, return_exceptions=True)
+                for link in self._links:
+                    link.lost("collector stopped")
         failure = result
         while isinstance(failure, BaseExceptionGroup):
             failure = next((one for one in failure.exceptions if isinstance(one, ArbiterError)), failure.exceptions[0])
@@ -111,7 +120,7 @@ class Collector:
         first = sources[0]
         await self._list(first, wait=True)
         async with asyncio.TaskGroup() as group:
-            for symbols in _chunks(self._symbols, first.exchange.limits.books):
+            for symbols in _chunks(self._symbols, min(source.exchange.limits.books for source in sources)):
                 group.create_task(self._follow(symbols, sources))
             group.create_task(self._watch_instruments(sources))
             group.create_task(self._watch_clock(first))
@@ -124,7 +133,8 @@ class Collector:
         share = 1 / self._shard[1]
         found = []
         for protocol, ws_url, rest_url in configured:
-            requests = Allowance(protocol.limits.requests, share)
+            limits = protocol.limits
+            requests = Allowance(limits.requests, share)
             found.append(
                 Source(
                     protocol,
@@ -132,7 +142,8 @@ class Collector:
                     rest_url,
                     self._settings.book_depth,
                     Rest(protocol, http, requests, self._clock, self._ticks, self._sleep),
-                    Allowance(protocol.limits.connects, share),
+                    Allowance(limits.connects, share),
+                    Allowance(limits.messages, share) if limits.messages_of_address else None,
                 )
             )
         return found
@@ -145,6 +156,7 @@ class Collector:
         failures = 0
         before: Feed | None = None
         while True:
+            await self._some_traded(symbols, sources[0])
             source = sources[failures // SWITCH_AFTER % len(sources)]
             try:
                 link, task = await self._start(source, symbols, before, active=True)
@@ -152,12 +164,7 @@ class Collector:
                 failures += 1
                 await self._wait(refused, next(waits))
                 continue
-            try:
-                link, error = await self._keep(link, task, symbols, sources)
-            except asyncio.CancelledError:
-                for one in tuple(self._links):
-                    one.lost("collector stopped")
-                raise
+            link, error = await self._keep(link, task, symbols, sources)
             before = link.feed
             link.lost(str(error))
             self._links.discard(link)
@@ -168,6 +175,20 @@ class Collector:
             else:
                 failures += 1
             await self._wait(error, next(waits))
+
+    async def _some_traded(self, symbols: tuple[str, ...], source: Source) -> None:
+        """Returns when one of them is traded: a connection without a subscription would only be closed again."""
+        told = False
+        while True:
+            halted = self._halted.get(source.exchange.name, {})
+            names = {native: s for native, s in self._names[source.exchange.name].items() if s in symbols}
+            if any(native not in halted for native in names):
+                return
+            now_ns = self._clock()
+            for native, symbol in names.items() if not told else ():
+                self._emitter.health(HealthChanged(symbol, "halted", halted[native], now_ns, now_ns, now_ns))
+            told = True
+            await asyncio.sleep(HALTED_LOOK_S)
 
     async def _wait(self, error: FeedError, backoff_s: float) -> None:
         wait_s = error.retry_after_s if isinstance(error, RateLimited) else backoff_s
@@ -195,44 +216,65 @@ class Collector:
     async def _replace(
         self, old: Link, old_task: asyncio.Task[None], symbols: tuple[str, ...], sources: list[Source]
     ) -> tuple[Link, asyncio.Task[None]]:
-        """Another connection takes over when it has all that the old one has; the old one goes on until then."""
+        """Another connection takes over when it has every book that the old one has; the old one goes on until then.
+
+        When the old one ends first, the other takes over with what it has, if it is connected at all.
+        """
         waits = delays(self._collector.backoff_max_s, self._draw)
         log.info("replacing a connection", exchange=self._name, reason=old.reason)
+        new: Link | None = None
+        new_task: asyncio.Task[None] | None = None
         try:
             while not old_task.done():
                 try:
                     new, new_task = await self._start(sources[0], symbols, None, active=False)
                 except FeedError as error:
                     log.warning("no replacement yet", exchange=self._name, reason=str(error))
-                    await self._sleep(next(waits))
+                    await self._sleep_beside(old_task, next(waits))
                     continue
-                try:
-                    end = time.monotonic() + REPLACE_S
-                    while not (old_task.done() or new_task.done() or time.monotonic() > end):
-                        if new.connected and new.feed.covers(old.feed):
-                            break
-                        await asyncio.wait({old_task, new_task}, timeout=0.05, return_when=asyncio.FIRST_COMPLETED)
-                    if new_task.done():
-                        self._links.discard(new)
-                        log.warning("no replacement yet", exchange=self._name, reason=str(_failure(new_task)))
-                        await self._sleep(max(next(waits), 0.05))
-                        continue
-                except asyncio.CancelledError:
-                    await _ended(new_task)
-                    raise
+                while not (old_task.done() or new_task.done() or (new.connected and new.feed.covers(old.feed))):
+                    await asyncio.wait({old_task, new_task}, timeout=0.05, return_when=asyncio.FIRST_COMPLETED)
+                if new_task.done():
+                    self._links.discard(new)
+                    reason = _failure(new_task)
+                    new = new_task = None
+                    wait_s = reason.retry_after_s if isinstance(reason, RateLimited) else max(next(waits), 0.05)
+                    log.warning("no replacement yet", exchange=self._name, reason=str(reason))
+                    await self._sleep_beside(old_task, wait_s)
+                    continue
+                if not new.connected:
+                    break  # the old one is gone, and this one waits for something: an ordinary loss
                 old.retire()
                 new.feed.adopt(old.feed)
                 new.promote(old.feed)
                 self._proven |= old.feed.verified()
                 self._links.discard(old)
-                await _ended(old_task)
+                promoted, promoted_task = new, new_task
+                new = new_task = None  # its own from here on
+                try:
+                    await _ended(old_task)
+                except asyncio.CancelledError:
+                    await _ended(promoted_task)
+                    raise
                 metrics.RECONNECTS.labels(exchange=self._name, reason="replaced").inc()
                 log.info("replaced a connection", exchange=self._name)
-                return new, new_task
+                return promoted, promoted_task
         except asyncio.CancelledError:
             await _ended(old_task)
             raise
+        finally:
+            if new is not None and new_task is not None:
+                self._links.discard(new)
+                await _ended(new_task)
         return old, old_task
+
+    async def _sleep_beside(self, task: asyncio.Task[None], seconds: float) -> None:
+        """Sleep, but not beyond the end of a task."""
+        sleeping = asyncio.ensure_future(self._sleep(seconds))
+        try:
+            await asyncio.wait({sleeping, task}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            sleeping.cancel()
 
     async def _start(
         self, source: Source, symbols: tuple[str, ...], before: Feed | None, *, active: bool
@@ -294,7 +336,10 @@ class Collector:
         while True:
             try:
                 catalog = await self._fetch_catalog(source)
-            except FeedError as error:
+            except (FeedError, SubscriptionRefused) as failure:
+                if wait and isinstance(failure, SubscriptionRefused):
+                    raise
+                error = failure if isinstance(failure, FeedError) else LinkLost(str(failure), "refused")
                 kept = instruments.read(instruments.path_of(self._cache, protocol), source.rest_url)
                 if kept is None:
                     if not wait:
@@ -305,11 +350,26 @@ class Collector:
                 age_s = (self._clock() - kept.fetched_ns) / 1e9
                 log.warning("metadata from disk", exchange=self._name, age_s=round(age_s), reason=str(error))
                 catalog = kept
-            listed = instruments.resolve(catalog, self._symbols, self._name)
+            listed = self._resolved(catalog, strict=wait)
             self._names[protocol] = listed.names
             self._halted[protocol] = listed.halted
             metrics.INSTRUMENTS_AGE_S.labels(exchange=self._name).set((self._clock() - catalog.fetched_ns) / 1e9)
             return
+
+    def _resolved(self, catalog: Catalog, *, strict: bool) -> instruments.Listed:
+        """Of a second source: as far as it lists them; the first one decides what is wrong with the settings."""
+        if strict:
+            return instruments.resolve(catalog, self._symbols, self._name)
+        listed = instruments.Listed({}, {})
+        for symbol in self._symbols:
+            try:
+                one = instruments.resolve(catalog, [symbol], self._name)
+            except UsageError as error:
+                log.warning("not at the second source", exchange=self._name, symbol=symbol, reason=str(error))
+                continue
+            listed.names.update(one.names)
+            listed.halted.update(one.halted)
+        return listed
 
     def _say_disconnected(self, reason: str) -> None:
         now_ns = self._clock()
@@ -335,7 +395,7 @@ class Collector:
                 metrics.INSTRUMENTS_AGE_S.labels(exchange=self._name).set(0)
                 self._halted[protocol] = instruments.halted_now(catalog, self._names[protocol])
                 for link in tuple(self._links):
-                    if link.source.exchange.name == protocol and link.connected:
+                    if link.source.exchange.name == protocol:
                         link.halted(self._halted[protocol])
 
     async def _watch_clock(self, source: Source) -> None:
@@ -364,12 +424,12 @@ async def fetch_catalog(exchange: Exchange, rest_url: str, http: httpx2.AsyncCli
     Raises:
         FeedError: it cannot be asked, or its answer cannot be read.
     """
-    rest = Rest(exchange, http, Allowance(exchange.limits.requests), time.time_ns, time.monotonic_ns, asyncio.sleep)
+    rest = Rest(exchange, http, Allowance(exchange.limits.requests), time.time_ns, steady_ns, asyncio.sleep)
     return await _catalog(exchange, rest_url, rest, cache)
 
 
 async def _catalog(exchange: Exchange, rest_url: str, rest: Rest, cache: Path) -> Catalog:
-    answer = await rest.get(exchange.instruments_url(rest_url))
+    answer = await rest.get(exchange.instruments_url(rest_url), exchange.instruments_cost)
     if answer.status != 200:
         raise LinkLost(f"{exchange.name}: HTTP {answer.status} for its metadata", "metadata")
     catalog = Catalog(exchange.name, rest_url, answer.received_ns, tuple(parse_listing(exchange, answer.body)))

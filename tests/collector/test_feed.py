@@ -249,7 +249,51 @@ def test_binance_without_a_snapshot_gives_up_in_bounds(binance):
         binance.on_frame(diff(MAX_BUFFERED, MAX_BUFFERED), 1)
 
 
+def test_binance_says_live_however_many_diffs_were_buffered(binance):
+    for number in range(101, 105):
+        binance.on_frame(diff(number, number, bid=9.0 + number / 1000), 1)
+    outputs = binance.on_rest("BTCUSDT", depth(100), 2)
+    assert states(outputs) == [("BTC-USDT", "live")]
+    assert [book.bids[0] for book in books(outputs)] == [(10.0, 1.0)], "one book, the last"
+
+
+def test_binance_looks_again_before_the_price_comes_to_the_end_of_what_the_snapshot_showed():
+    feed = Feed(EXCHANGES["binance"], {"BTCUSDT": "BTC-USDT"}, 3, 10, TIMING, 0)
+    feed.on_connected(0)
+    feed.on_frame(diff(100, 100, bid=7.0), 1)
+    body = {
+        "lastUpdateId": 100,
+        "bids": [["10", "1"], ["9", "1"], ["8", "1"]],
+        "asks": [["11", "1"], ["12", "1"], ["13", "1"]],
+    }
+    feed.on_rest("BTCUSDT", json.dumps(body), 2)
+    feed.on_frame(diff(101, 101, bid=10.0, size=0.0), 3)
+    outputs = feed.on_frame(diff(102, 102, bid=9.0, size=0.0), 4)
+    assert books(outputs)[0].bids[0] == (8.0, 1.0)
+    assert Fetch("BTCUSDT") in [out for tick in range(1, 13) for out in feed.on_proof(tick * 100 * MS)]
+
+
+def test_a_top_that_goes_on_while_its_book_stands_still_is_a_doubt(live):
+    live.on_frame(ticker(103, 9.5, 11.5), 3)
+    seen = []
+    for tick in range(1, 60):
+        seen += states(live.on_proof(tick * 100 * MS))
+    assert [state for _, state in seen if state != "live"] == ["gap"]
+
+
 # ---------------------------------------------------------------- Coinbase
+
+
+def test_a_whole_book_is_never_cut_because_what_is_cut_does_not_come_again():
+    feed = feed_of("coinbase", {"BTC-USD": "BTC-USD"})
+    updates = [{"side": "offer", "price_level": "10000", "new_quantity": "1"}]
+    updates += [{"side": "bid", "price_level": str(number), "new_quantity": "1"} for number in range(1, 8001)]
+    event = {"type": "snapshot", "product_id": "BTC-USD", "updates": updates}
+    feed.on_frame(
+        json.dumps({"channel": "l2_data", "timestamp": "2026-01-01T00:00:00Z", "sequence_num": 0, "events": [event]}), 1
+    )
+    (_, _, book) = next(iter(feed.books()))
+    assert len(book.bids.keys) == 8000
 
 
 def level2(number: int, kind: str, product: str = "BTC-USD", bid: float = 10.0, ask: float = 11.0) -> str:
@@ -382,6 +426,40 @@ def test_a_refused_book_that_came_before_stops_alone():
     assert ("ETH-USD", "live") in states(feed.on_frame(renamed(kraken_frames()[2], "ETH/USD"), 2))
 
 
+def test_kraken_a_halt_of_the_exchange_is_not_lifted_by_metadata_nor_the_other_way_round():
+    feed = feed_of("kraken", {"BTC/USD": "BTC-USD"}, 10)
+    feed.on_frame(kraken_frames()[2], 1)
+    status = '{"channel":"status","type":"update","data":[{"system":"%s"}]}'
+    assert states(feed.on_frame(status % "cancel_only", 2)) == [("BTC-USD", "halted")]
+    assert feed.on_halted({}, 3) == [], "the metadata names nothing: the exchange is still not trading"
+    outputs = feed.on_halted({"BTC/USD": "not traded: reduce_only"}, 4)
+    assert [frame["method"] for frame in said(outputs)] == ["unsubscribe", "unsubscribe"]
+    assert states(feed.on_frame(status % "online", 5)) == [], "this one is not traded by itself"
+    outputs = feed.on_halted({}, 6)
+    assert states(outputs) == [("BTC-USD", "syncing")]
+    assert [frame["method"] for frame in said(outputs)] == ["subscribe", "subscribe"]
+
+
+def test_kraken_an_unexpected_end_of_a_subscription_is_mended():
+    feed = feed_of("kraken", {"BTC/USD": "BTC-USD"}, 10)
+    feed.on_frame(kraken_frames()[2], 1)
+    ack = {"method": "unsubscribe", "result": {"channel": "book", "depth": 10, "symbol": "BTC/USD"}, "success": True}
+    assert states(feed.on_frame(json.dumps(ack), 2)) == [("BTC-USD", "syncing")]
+    asked = [out for second in range(1, 17) for out in said(feed.on_proof(second * SECOND))]
+    assert [frame["method"] for frame in asked] == ["unsubscribe", "subscribe"]
+
+
+def test_a_refusal_of_a_book_that_has_come_is_no_wrong_setting():
+    feed = feed_of("kraken", {"BTC/USD": "BTC-USD"}, 10)
+    feed.on_frame(kraken_frames()[2], 1)
+    late = {"method": "subscribe", "success": False, "error": "Service unavailable", "symbol": "BTC/USD"}
+    assert states(feed.on_frame(json.dumps(late), 2)) == [("BTC-USD", "halted")]
+    second = feed_of("coinbase-exchange", {"BTC-USD": "BTC-USD"})
+    second.on_frame(l2(10, "snapshot"), 1)
+    with pytest.raises(LinkLost, match="ErrSlowConsume"):
+        second.on_frame('{"type":"error","message":"ErrSlowConsume"}', 2)
+
+
 def test_kraken_an_unknown_pair_is_named_by_its_canonical_symbol():
     feed = feed_of("kraken", {"XXX/YYY": "XXX-YYY"}, 10)
     with pytest.raises(UnknownSymbol, match="kraken does not list XXX-YYY"):
@@ -505,6 +583,13 @@ def test_bybit_the_faster_top_is_placed_by_seq_and_a_repetition_changes_nothing(
     assert book.bids == [(10.2, 1.0), (10.0, 1.0)]
 
 
+def test_bybit_a_top_of_one_side_only_is_nothing_to_show(bybit):
+    frame = json.loads(orderbook("snapshot", 9, seq=9, depth=1))
+    frame["data"]["b"] = []
+    assert bybit.on_frame(json.dumps(frame), 2) == []
+    assert state_of(bybit, "BTC-USDT") == "live"
+
+
 def test_bybit_trades_have_no_order_but_each_comes_once(bybit):
     def trade(name: str) -> str:
         row = {"T": 5, "s": "BTCUSDT", "S": "Buy", "v": "0.001", "p": "16578.50", "i": name, "BT": False, "seq": 9}
@@ -554,6 +639,15 @@ def test_okx_the_keepalive_changes_nothing_and_the_reset_goes_on_from_the_smalle
     assert books(okx.on_frame(okx_book("update", 10, 3, "10.5"), 3)), "a reset after maintenance"
     assert books(okx.on_frame(okx_book("update", 3, 5, "10.6"), 4))
     assert state_of(okx, "BTC-USDT") == "live"
+
+
+def test_okx_the_time_of_a_keepalive_is_that_of_the_book_and_says_nothing_about_lag():
+    feed = feed_of("okx", {"BTC-USDT": "BTC-USDT"}, 400)
+    feed.on_frame(okx_book("snapshot", -1, 10), 1)
+    feed.on_frame(okx_book("update", 10, 11, "10.5"), 2)
+    outputs = feed.on_frame(okx_book("update", 11, 11, empty=True), 60 * SECOND)
+    outputs += feed.on_timer(60 * SECOND + 200 * MS)
+    assert "stale" not in [state for _, state in states(outputs)]
 
 
 def test_okx_a_checksum_of_zero_is_not_checked_and_another_one_is(okx):
@@ -702,9 +796,12 @@ def test_a_feed_that_falls_behind_is_stale_whatever_it_brings():
     late = feed.on_frame(frame(30, 50_000 + 3000), 1 * SECOND + 3000 * MS + 2001 * MS)
     late += feed.on_timer(1 * SECOND + 5100 * MS)
     assert ("BTC-USDT", "stale") in states(late)
+    still = feed.on_frame(frame(31, 50_000 + 3100), 1 * SECOND + 5150 * MS)
+    assert books(still) == [], "an update that is as old makes it no better"
     assert "behind" in next(out.reason for out in late if isinstance(out, HealthChanged) and out.state == "stale")
-    again = feed.on_frame(frame(31, 50_000 + 5200), 1 * SECOND + 5200 * MS) + feed.on_timer(1 * SECOND + 5400 * MS)
+    again = feed.on_frame(frame(32, 50_000 + 5200), 1 * SECOND + 5200 * MS) + feed.on_timer(1 * SECOND + 5400 * MS)
     assert ("BTC-USDT", "live") in states(again)
+    assert books(again), "with the book as it is by now"
 
 
 @pytest.mark.parametrize("step_s", [3600, -3600])

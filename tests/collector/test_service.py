@@ -174,7 +174,7 @@ async def test_a_closed_connection_is_made_again_with_growing_waits_that_data_re
     assert "disconnected" in [message["state"] for message in published.kinds("health")]
 
 
-async def test_a_gap_costs_the_connection_and_is_said_first(make):
+async def test_a_gap_is_said_and_the_books_are_subscribed_again(make):
     async def handler(connection: ServerConnection) -> None:
         await connection.send(coinbase_book(0, 9.0))
         await connection.send(coinbase_book(5, 10.0, kind="update"))
@@ -352,6 +352,122 @@ async def test_an_announced_end_without_a_replacement_is_an_ordinary_loss(make):
             await published.until(lambda: len(published.kinds("book")) >= 2)
     states = [message["state"] for message in published.kinds("health")]
     assert [state for state in states if state != "live"][:3] == ["syncing", "disconnected", "syncing"]
+
+
+async def test_a_replacement_that_brings_nothing_does_not_take_over(make):
+    opened: list[ServerConnection] = []
+    published = Published()
+
+    async def handler(connection: ServerConnection) -> None:
+        opened.append(connection)
+        published.arrived.set()
+        if len(opened) == 1:
+            await connection.send(okx_book("snapshot", -1, 10, "9.1"))
+            await connection.send('{"event":"notice","code":"64008","msg":"soon","connId":"a"}')
+            while len(opened) < 2:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            for number in range(1, 20):
+                await connection.send(okx_book("update", 9 + number, 10 + number, f"{9.1 + number / 100:.2f}"))
+                await asyncio.sleep(0.02)
+        await connection.wait_closed()
+
+    async with exchange(handler) as port, running(make("okx", port, ["BTC-USDT"], published, [])):
+        await published.until(lambda: len(published.kinds("book")) == 20)
+    assert [message["state"] for message in published.kinds("health")] == ["syncing", "live", "disconnected"]
+
+
+async def test_when_the_old_connection_dies_while_there_is_no_replacement_it_is_said_at_once(make):
+    published, waits = Published(), []
+    opened = 0
+
+    def once(connection: ServerConnection, request: Request) -> Response | None:
+        nonlocal opened
+        if "upgrade" not in request.headers:
+            return Response(404, "Not Found", Headers({"content-length": "0"}), b"")
+        opened += 1
+        headers = Headers({"content-length": "0", "retry-after": "600"})
+        return None if opened == 1 else Response(429, "Too Many Requests", headers, b"")
+
+    async def handler(connection: ServerConnection) -> None:
+        await connection.send(okx_book("snapshot", -1, 10, "9.1"))
+        await connection.send('{"event":"notice","code":"64008","msg":"soon","connId":"a"}')
+        while opened < 2:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+    async with serve(handler, "127.0.0.1", 0, process_request=once) as server:
+        port = next(iter(server.sockets)).getsockname()[1]
+        made = make("okx", port, ["BTC-USDT"], published, waits)
+        made._sleep = asyncio.sleep  # truly: ten minutes are asked for
+        async with running(made):
+            async with asyncio.timeout(5):
+                await published.until(
+                    lambda: published.kinds("health")[-1:] and published.kinds("health")[-1]["state"] == "disconnected"
+                )
+
+
+async def test_a_second_source_that_does_not_list_a_symbol_ends_nothing(make, tmp_path):
+    async def dead(connection: ServerConnection) -> None:
+        await connection.close()
+
+    async def second(connection: ServerConnection) -> None:
+        row = {"type": "snapshot", "product_id": "BTC-USD", "bids": [["9.5", "1"]], "asks": [["11", "1"]]}
+        await connection.send(json.dumps(row))
+        await connection.wait_closed()
+
+    published = Published()
+    async with exchange(dead) as port, exchange(second) as other:
+        made = make("coinbase", port, ["BTC-USD", "ETH-USD"], published, [], second=("coinbase-exchange", other))
+        path = instruments.path_of(tmp_path, "coinbase-exchange")
+        kept = json.loads(path.read_bytes())
+        kept["instruments"] = [row for row in kept["instruments"] if row["symbol"] == "BTC-USD"]
+        path.write_text(json.dumps(kept))
+        async with running(made) as task:
+            await published.until(lambda: published.kinds("book"))
+            assert not task.done()
+    last = {message["symbol"]: message["state"] for message in published.kinds("health")}
+    assert last == {"BTC-USD": "disconnected", "ETH-USD": "disconnected"}
+
+
+async def test_with_nothing_traded_there_is_no_connection_and_one_word(make, tmp_path):
+    async def handler(connection: ServerConnection) -> None:
+        raise AssertionError("must not connect")
+
+    published = Published()
+    async with exchange(handler) as port:
+        made = make("okx", port, ["BTC-USDT"], published, [])
+        path = instruments.path_of(tmp_path, "okx")
+        path.write_bytes(path.read_bytes().replace(b'"trading":true', b'"trading":false'))
+        async with running(made):
+            await published.until(lambda: published.kinds("health"))
+            await asyncio.sleep(0.3)
+    assert [message["state"] for message in published.kinds("health")] == ["halted"]
+
+
+async def test_a_collector_that_ends_by_an_error_says_that_its_books_are_lost(make):
+    async def refuse(connection: ServerConnection) -> None:
+        await connection.send('{"type":"error","message":"NOPE"}')
+        await connection.wait_closed()
+
+    published = Published()
+    async with exchange(refuse) as port:
+        with pytest.raises(SubscriptionRefused, match="NOPE"):
+            await make("coinbase", port, ["BTC-USD"], published, []).run(asyncio.Event())
+    assert published.kinds("health")[-1]["state"] == "disconnected"
+
+
+async def test_the_messages_of_one_address_are_counted_over_all_its_connections(make):
+    heard: list[str] = []
+    published, waits = Published(), []
+
+    async def handler(connection: ServerConnection) -> None:
+        async for text in connection:
+            heard.append(text)
+            published.arrived.set()
+
+    symbols = [f"A{number}-USD" for number in range(40)]
+    async with exchange(handler) as port, running(make("coinbase", port, symbols, published, waits)):
+        await published.until(lambda: len(heard) == 9)
+    assert [wait for wait in waits if 0.5 < wait <= 1.0], "eight in a second are allowed, the ninth waits"
 
 
 async def test_the_second_source_is_used_while_the_first_brings_no_book(make):

@@ -4,7 +4,7 @@ from collections import defaultdict
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
@@ -319,8 +319,16 @@ STEPS = st.lists(
 CONFIGURED = arb_settings.load()
 
 
+SILENT_THEN_PROVEN = [("binance", 99.0, 400, "book")] * 4 + [
+    ("binance", 99.0, 166, "book"),
+    ("binance", 99.8, 235, "book"),
+]
+"""Coinbase is silent for 2,001 ms; then its proof of life comes, and binance has begun to cross it meanwhile."""
+
+
 @hypothesis_settings(max_examples=150)
 @given(STEPS)
+@example([("coinbase", 99.0, 0, "book"), *SILENT_THEN_PROVEN, ("coinbase", 99.0, 0, "live")])
 def test_every_crossing_has_exactly_one_open_verdict_and_the_same_input_gives_the_same_bytes(steps):
     fee = arb_settings.Fee(valid_from="2020-01-01", taker_bps="10")
     exchanges = {

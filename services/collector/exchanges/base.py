@@ -230,6 +230,7 @@ class Limits:
     Attributes:
         connects: Connection attempts of one address.
         messages: Frames (other than pings) that one connection may send.
+        messages_of_address: Those are the limit of one address, all connections together.
         requests: REST weight of one address.
         forbidden_wait_s: How long to stay away after HTTP 403.
         books: Most books that one connection carries.
@@ -242,6 +243,7 @@ class Limits:
     forbidden_wait_s: float = 60.0
     books: int = 100
     age_s: float | None = None
+    messages_of_address: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,7 +299,7 @@ class Exchange:
         canonical: The canonical name of a native one where the exchange separates base and quote itself; the native
             name where only its metadata could tell.
         depths: Book depths that can be subscribed; empty: any.
-        instruments_url, parse_instruments: The metadata call.
+        instruments_url, parse_instruments: The metadata call; instruments_cost: its weight.
         time_url, parse_time: The clock: its time in ns and how coarse that is, in ns.
         limits: See `Limits`.
         proof: See `Proof`; None: its heartbeats come within two seconds.
@@ -326,6 +328,7 @@ class Exchange:
     time_url: Callable[[str], str]
     parse_time: Callable[[bytes | str], tuple[int, int]]
     limits: Limits
+    instruments_cost: int = 1
     follows: Callable[[int, Delta], Step] = always
     depths: tuple[int, ...] = ()
     proof: Proof | None = None

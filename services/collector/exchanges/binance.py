@@ -237,6 +237,7 @@ BINANCE = Exchange(
     canonical=lambda name: name,  # BTCUSDT: only the exchange's metadata could tell where to cut
     instruments_url=lambda base: f"{base.rstrip('/')}/api/v3/exchangeInfo?showPermissionSets=false",
     parse_instruments=parse_instruments,
+    instruments_cost=20,
     time_url=lambda base: f"{base.rstrip('/')}/api/v3/time",
     parse_time=parse_time,
     limits=Limits(

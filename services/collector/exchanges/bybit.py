@@ -118,8 +118,9 @@ def _book(frame: bytes) -> list[Event]:
     book, kind = message.data, message.type
     when = ms_ns(message.ts if message.cts is None else message.cts)  # `cts`: the matching engine's time
     if message.topic.startswith("orderbook.1."):
-        (bid,), (ask,) = book.b, book.a
-        return [Top(book.s, bid, ask, book.seq, when)]
+        if len(book.b) != 1 or len(book.a) != 1:
+            return []  # a side is empty: nothing to show
+        return [Top(book.s, book.b[0], book.a[0], book.seq, when)]
     if kind == "delta":
         return [Delta(book.s, book.b, book.a, when, book.u, book.u, order=book.seq)]
     if kind == "snapshot":

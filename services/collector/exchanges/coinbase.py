@@ -170,6 +170,7 @@ COINBASE = Exchange(
     limits=Limits(
         connects=(Rule(8, 1.0),),
         messages=(Rule(8, 1.0),),
+        messages_of_address=True,
         requests=(Rule(10, 1.0),),
         books=15,  # "too many L2 streams requested in a single session" between 17 and 32, seen 2026-01
     ),

@@ -150,6 +150,7 @@ COINBASE_EXCHANGE = Exchange(
     limits=Limits(
         connects=(Rule(8, 1.0),),
         messages=(Rule(8, 1.0),),
+        messages_of_address=True,
         requests=(Rule(10, 1.0),),
         books=10,
     ),
