@@ -47,6 +47,7 @@ def test_any_changes_give_what_a_naive_book_gives(depth, bids, asks, deltas):
         naive.apply(bid_changes, ask_changes)
         assert book.bids.top(100) == naive.top(0, 100)
         assert book.asks.top(100) == naive.top(1, 100)
+        assert (book.bids.best(3), book.asks.best(3)) == (naive.top(0, 3), naive.top(1, 3)), "kept, though it changed"
         if (book.bids.top(3), book.asks.top(3)) != before:
             assert touched, "a change of the watched levels was missed"
 
