@@ -1,13 +1,13 @@
 """What a feed wants done, as values: to publish, to send, to fetch, to give up."""
 
-from typing import NamedTuple
+import msgspec
 
 from services.collector.book import Level
 from services.collector.exchanges.base import TradeSeen
 from shared.messages import BookState
 
 
-class BookChanged(NamedTuple):
+class BookChanged(msgspec.Struct, frozen=True, gc=False):
     """The published levels of a live book may have changed; best first."""
 
     symbol: str
@@ -17,7 +17,7 @@ class BookChanged(NamedTuple):
     exchange_ns: int | None
 
 
-class Traded(NamedTuple):
+class Traded(msgspec.Struct, frozen=True, gc=False):
     """A new trade."""
 
     trade: TradeSeen
@@ -25,7 +25,7 @@ class Traded(NamedTuple):
     received_ns: int
 
 
-class HealthChanged(NamedTuple):
+class HealthChanged(msgspec.Struct, frozen=True, gc=False):
     """A book's state, on a change or as proof of life."""
 
     symbol: str
@@ -36,31 +36,31 @@ class HealthChanged(NamedTuple):
     received_ns: int
 
 
-class Send(NamedTuple):
+class Send(msgspec.Struct, frozen=True, gc=False):
     """Send this frame to the exchange."""
 
     frame: str
 
 
-class Fetch(NamedTuple):
+class Fetch(msgspec.Struct, frozen=True, gc=False):
     """Fetch a snapshot by REST (native symbol) and bring it to `on_rest`."""
 
     native: str
 
 
-class Resubscribe(NamedTuple):
+class Resubscribe(msgspec.Struct, frozen=True, gc=False):
     """This book needs a new snapshot from the socket; the feed joins these into frames."""
 
     native: str
 
 
-class Replace(NamedTuple):
+class Replace(msgspec.Struct, frozen=True, gc=False):
     """The exchange will end this connection: open another one first."""
 
     reason: str
 
 
-class Reconnect(NamedTuple):
+class Reconnect(msgspec.Struct, frozen=True, gc=False):
     """This connection is of no more use."""
 
     reason: str
