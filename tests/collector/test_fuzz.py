@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from services.collector.exchanges import EXCHANGES
 from services.collector.exchanges.base import Delta, Exchange, Refused, TradeSeen
@@ -210,17 +211,17 @@ GOOD = BookChanged("BTC-USD", [(2.0, 1.0), (1.0, 1.0)], [(3.0, 1.0), (4.0, 1.0)]
 @pytest.mark.parametrize(
     ("book", "words"),
     [
-        (GOOD._replace(bids=[(3.0, 1.0)]), "crossed"),
-        (GOOD._replace(bids=[(1.0, 1.0), (2.0, 1.0)]), "bids: not sorted"),
-        (GOOD._replace(asks=[(4.0, 1.0), (4.0, 2.0)]), "asks: not sorted"),
-        (GOOD._replace(asks=[]), "asks: none"),
-        (GOOD._replace(bids=[(2.0, 1.0)] * 3), "bids: none or more"),
-        (GOOD._replace(bids=[(float("nan"), 1.0)]), "positive and finite"),
-        (GOOD._replace(asks=[(float("inf"), 1.0)]), "positive and finite"),
-        (GOOD._replace(bids=[(2.0, 0.0)]), "positive and finite"),
-        (GOOD._replace(bids=[(2.0, True)]), "no float"),
-        (GOOD._replace(bids=[(2, 1.0)]), "no float"),
-        (GOOD._replace(received_ns=6), "time of receipt"),
+        (structs.replace(GOOD, bids=[(3.0, 1.0)]), "crossed"),
+        (structs.replace(GOOD, bids=[(1.0, 1.0), (2.0, 1.0)]), "bids: not sorted"),
+        (structs.replace(GOOD, asks=[(4.0, 1.0), (4.0, 2.0)]), "asks: not sorted"),
+        (structs.replace(GOOD, asks=[]), "asks: none"),
+        (structs.replace(GOOD, bids=[(2.0, 1.0)] * 3), "bids: none or more"),
+        (structs.replace(GOOD, bids=[(float("nan"), 1.0)]), "positive and finite"),
+        (structs.replace(GOOD, asks=[(float("inf"), 1.0)]), "positive and finite"),
+        (structs.replace(GOOD, bids=[(2.0, 0.0)]), "positive and finite"),
+        (structs.replace(GOOD, bids=[(2.0, True)]), "no float"),
+        (structs.replace(GOOD, bids=[(2, 1.0)]), "no float"),
+        (structs.replace(GOOD, received_ns=6), "time of receipt"),
         (Send("\ud800"), "no UTF-8"),
         (Traded(TradeSeen("BTC-USD", "1", -1.0, 1.0, None, None), "BTC-USD", 7), "zero or less"),
     ],
