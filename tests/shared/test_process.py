@@ -1,7 +1,9 @@
 """What every process does alike."""
 
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -36,3 +38,37 @@ def mapped(kind: str) -> int:
 def test_large_blocks_are_the_systems_and_leave_no_holes_in_the_heap():
     assert mapped("usual") == 0, "the guard of the guard: without it they come from the heap"
     assert mapped("small") == 4
+
+
+SERVICE = """
+import asyncio, sys, time
+from shared.process import leave, run_async
+
+async def main(stop):
+    left = [asyncio.create_task(asyncio.sleep(60)) for _ in range(int(sys.argv[1]))]
+    if sys.argv[2] == "resolving":
+        asyncio.get_running_loop().run_in_executor(None, time.sleep, 30)  # as a name that is being resolved
+    print("up", flush=True)
+    await stop.wait()
+
+run_async(main)
+print("told", flush=True)
+leave()
+"""
+
+
+@pytest.mark.parametrize(("left", "thread"), [("0", "-"), ("2", "-"), ("0", "resolving")])
+def test_sigterm_ends_a_service_at_once_and_well(left, thread):
+    process = subprocess.Popen([sys.executable, "-c", SERVICE, left, thread], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "up\n"
+        began = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.readline() == "told\n"
+        assert process.wait(10) == 0
+        assert time.monotonic() - began < 10, "what is being resolved is not waited for"
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
