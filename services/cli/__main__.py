@@ -145,7 +145,9 @@ def simulate(
 
 @app.command()
 def demo(
-    seconds: Annotated[float | None, typer.Option(help="End after so many seconds; default: until Ctrl-C.")] = None,
+    seconds: Annotated[
+        float | None, typer.Option(help="End after so many seconds; default: until Ctrl-C.", min=1)
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the simulated market.")] = 1,
     live: Annotated[bool, typer.Option("--live", help="The exchanges' public feeds instead of the simulator.")] = False,
     broker: Annotated[str | None, typer.Option(help="Force a broker: external, jars, docker or mock.")] = None,

@@ -47,7 +47,8 @@ def _refuse_constant(name: str) -> None:
 
 def print_verification(console: Console, report: dict[str, Any]) -> None:
     """A verification for people: counts, then a line for each book."""
-    names = [name for name in report if name not in ("exchange", "books", "samples")]
+    always = ("frames", "snapshots", "deltas", "trades", "gaps", "checksum_ok", "checksum_failed", "crossed", "errors")
+    names = [n for n in report if n not in ("exchange", "books", "samples") and (n in always or report[n])]
     counts = [f"{report[name]} {name.replace('_', ' ')}" for name in names]
     console.print(f"{report['exchange']}: {', '.join(counts)}")
     if not report["books"]:

@@ -1,6 +1,6 @@
 """Wiring of the collector: settings, exchange, publisher, run."""
 
-from services.collector.exchanges import exchange_named
+from services.collector.exchanges import EXCHANGES, exchange_named
 from services.collector.instruments import shard as share_of
 from services.collector.service import Collector
 from shared import cluster, kafka, process, symbols, topics
@@ -23,8 +23,10 @@ def main(settings: Settings, exchange: str, shard: tuple[int, int] = (1, 1)) -> 
     if protocol.depths and configured.book_depth not in protocol.depths:
         allowed = ", ".join(str(depth) for depth in protocol.depths)
         raise SettingsError(f"exchanges.{exchange}.book_depth: {configured.book_depth}, allowed are {allowed}")
-    if configured.second is not None:
-        exchange_named(configured.second.protocol)
+    if configured.second is not None and configured.second.protocol not in EXCHANGES:
+        raise SettingsError(
+            f"exchanges.{exchange}.second.protocol: {configured.second.protocol!r}, allowed are {', '.join(EXCHANGES)}"
+        )
     mine = share_of(configured.symbols, *shard)
     wanted = {topics.FX_RATES if symbols.is_rate(symbol) else topics.ticks(exchange) for symbol in mine}
     if not wanted:

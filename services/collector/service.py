@@ -320,6 +320,8 @@ class Collector:
             draw=self._draw,
         )
         self._links.add(link)
+        if protocol is not self._protocol:
+            log.warning("second source", exchange=self._name, protocol=protocol.name, seconds=SECOND_FOR_S)
         return link, asyncio.create_task(link.run())
 
     # ------------------------------------------------ what the exchange lists
