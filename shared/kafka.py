@@ -485,10 +485,7 @@ def co_partitioned(assigned: Sequence[tuple[str, int]], topics: Sequence[str]) -
 
 def no_broker(words: str) -> str:
     """The line for a broker that does not answer, with the next step."""
-    return (
-        f"no Kafka answers: {words}. Start one (`make demo` brings its own) "
-        "or name one with ARB_KAFKA_SERVERS"
-    )
+    return f"no Kafka answers: {words}. Start one (`make demo` brings its own) or name one with ARB_KAFKA_SERVERS"
 
 
 class ConsumerThread:
