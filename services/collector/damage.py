@@ -57,7 +57,6 @@ class Damaged(NamedTuple):
 
     items: list[Item]
     unseen: dict[int, set[str]]
-    faults: list[str]
 
 
 class Trials:
@@ -123,8 +122,7 @@ class Trials:
         doubts += counts.gaps + counts.checksum_failed + counts.crossed
         outcome.doubted += doubts > 0
         outcome.unseen += bool(damaged.unseen)
-        feed.on_lost(0, "connection made again")
-        feed = self._feed()
+        feed = self._feed()  # the connection is made again
         for item in self._items:
             self._give(feed, item)
         outcome.not_recovered += _all(feed) != self._last
@@ -134,14 +132,12 @@ class Trials:
     def _damage(self, draw: random.Random) -> Damaged:
         items = list(self._items)
         unseen: dict[int, set[str]] = {}
-        faults: list[str] = []
         for _ in range(draw.randint(1, 3)):
             if self._first + 1 >= len(items):
                 break  # nothing left to damage
             place = draw.randrange(self._first + 1, len(items))
             fault = draw.choice(FAULTS)
             item = items[place]
-            faults.append(f"{fault} {item.number}")
             if fault == "drop":
                 del items[place]
                 self._blind(unseen, item)
@@ -162,7 +158,7 @@ class Trials:
                 data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
                 items[place] = item._replace(frame=bytes(data))
                 self._blind_flip(unseen, item, items[place])
-        return Damaged(items, unseen, faults)
+        return Damaged(items, unseen)
 
     def _blind(self, unseen: dict[int, set[str]], item: Item) -> None:
         """A frame lost, moved or repeated late, where nothing chains updates."""

@@ -266,10 +266,6 @@ class Feed:
         """Whether every book that is traded is live."""
         return all(k.health.state == "live" for k in self._keepers.values() if k.halted is None)
 
-    def any_live(self) -> bool:
-        """Whether some book is live."""
-        return any(keeper.health.state == "live" for keeper in self._keepers.values())
-
     def books(self) -> Iterator[tuple[str, BookState, Book]]:
         """Canonical symbol, state and book wherever anything about a book has come."""
         for keeper in self._keepers.values():

@@ -462,15 +462,16 @@ class Keeper:
         if live and top.order <= self._order:
             wrong = self._outdated(top)
             return [] if wrong is None else self._doubt(HealthEvent.GAP, wrong, now_ns)
-        if not live:
-            self._top = top
-            return []  # shown with the book that comes, if it is still newer then
         self._top = top
+        if not live:
+            return []  # shown with the book that comes, if it is still newer then
         bids, asks = self.book.bids.best(self._levels), self.book.asks.best(self._levels)
         if (top.bid, top.ask) == (bids[0], asks[0]):
             self._ahead_ns = 0
-            return [] if known is None else [self._changed(now_ns, top.exchange_ns)]
-        self._ahead_ns = self._ahead_ns or now_ns
+            if known is None:
+                return []  # nothing new
+        else:
+            self._ahead_ns = self._ahead_ns or now_ns
         return [self._changed(now_ns, top.exchange_ns)]
 
     def _outdated(self, top: Top) -> str | None:

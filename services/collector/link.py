@@ -293,12 +293,9 @@ class Link:
                     self._take(self.feed.refused(native, words, self._clock()))
                     return
                 if answer.status == 200:
-                    self._fetching.discard(native)
                     outputs = self.feed.on_rest(native, answer.body, self._clock())
-                    again = Fetch(native) in outputs
-                    self._fetching.add(native)
                     self._take([out for out in outputs if not isinstance(out, Fetch)])
-                    if not again:
+                    if Fetch(native) not in outputs:  # else it was older than the stream: once more
                         self._fetching.discard(native)
                         return
                 else:

@@ -32,12 +32,15 @@ def verify(exchange: str, path: Path) -> dict[str, Any]:
         UnknownExchange: no such exchange.
         InputError: the file cannot be read; with its line number.
     """
-    chosen = exchange_named(exchange)
-    run = _Run(chosen)
+    return _read(exchange_named(exchange), path).report()
+
+
+def _read(exchange: Exchange, path: Path) -> "_Run":
+    run = _Run(exchange)
     for item in recorded(path):
         if item.inbound:
             run.take_in(item)
-    return run.report()
+    return run
 
 
 class _Run:
@@ -47,6 +50,8 @@ class _Run:
         self._exchange = exchange
         self._feed = Feed(exchange, None, None, LEVELS, Timing(), 0)
         self._instruments = 0
+        self.streamed = False
+        """Whether there were socket frames: REST answers alone make books without a stream."""
         self._timed = False
         self._first_ns: int | None = None
         self._last_ns: int | None = None
@@ -58,6 +63,7 @@ class _Run:
             if item.url.startswith("http"):
                 self._rest(item, now_ns)
             else:
+                self.streamed = True
                 feed.on_frame(item.frame, now_ns)
                 if not self._timed:
                     self._note_times(item.frame)
@@ -137,11 +143,6 @@ def recordings(folder: Path) -> list[tuple[str, Path]]:
     return found
 
 
-def is_stream(path: Path) -> bool:
-    """Whether a recording has socket frames (others are REST answers alone: their books have no stream)."""
-    return any(item.inbound and not item.url.startswith("http") for item in recorded(path))
-
-
 def verify_all(folder: Path, runs: int, say: Callable[[str], None] = lambda words: None) -> dict[str, Any]:
     """Report on every recording of a folder, and on `runs` damaged copies per exchange that has books there.
 
@@ -155,8 +156,9 @@ def verify_all(folder: Path, runs: int, say: Callable[[str], None] = lambda word
     streams: dict[str, list[Path]] = {}
     for protocol, path in recordings(folder):
         say(f"reading {path.name}")
-        report = verify(protocol, path)
-        if not is_stream(path):
+        run = _read(EXCHANGES[protocol], path)
+        report = run.report()
+        if not run.streamed:
             report["books"] = {}
         report = {"file": path.name, **report, "ok": ok(report)}
         files.append(report)

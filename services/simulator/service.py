@@ -7,6 +7,7 @@ import http
 import random
 import socket
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
@@ -68,7 +69,7 @@ def _response(answer: Answer | None, retry_after_s: int | None = None) -> Respon
     return Response(answer.status, phrase, headers, answer.body)
 
 
-class SimulatedExchange:
+class SimulatedExchange(ABC):
     """What a generated and a replayed exchange share: connections, and the faults that need sockets.
 
     Args:
@@ -84,9 +85,9 @@ class SimulatedExchange:
         self._flowing.set()
         self._closing: set[asyncio.Task[None]] = set()
 
+    @abstractmethod
     async def handle(self, connection: ServerConnection) -> None:
         """One client until it goes."""
-        raise NotImplementedError
 
     async def answer(self, connection: ServerConnection, request: Request) -> Response | None:
         """A REST answer; None lets a WebSocket handshake go on."""
@@ -98,8 +99,9 @@ class SimulatedExchange:
             return _response(Answer(refusal.status, b'{"error":"refused by a simulated fault"}'), refusal.retry_after_s)
         return None if "upgrade" in request.headers else await self._rest(request.path)
 
+    @abstractmethod
     async def _rest(self, path: str) -> Response:
-        raise NotImplementedError
+        """Answer a GET."""
 
     def follow(self, changes: list[Change]) -> None:
         """Do what the faults that are active now ask for; `changes` are those since the last call."""
@@ -565,7 +567,6 @@ class Simulation:
                 # Too little processor for this rate. To catch up would make the next turn later still.
                 log.warning("the market is late, its clock waits", by_ms=(elapsed_ns - reached_ns) // 1_000_000)
                 began_ns += elapsed_ns - reached_ns - MOST_TURN_NS
-                elapsed_ns = reached_ns + MOST_TURN_NS
             reached_ns = min(elapsed_ns, reached_ns + MOST_TURN_NS)
             for _, event in self.market.step(reached_ns):
                 for exchange in self._shown[event.exchange]:

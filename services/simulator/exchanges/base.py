@@ -75,6 +75,30 @@ class Server(ABC):
         return None
 
 
+class Window:
+    """The best levels of one book, as all who subscribe this depth hold them."""
+
+    def __init__(self, book: SimBook, depth: int) -> None:
+        self._book = book
+        self._depth = depth
+        self.levels = {side: dict(book.top(side, depth)) for side in ("bids", "asks")}
+        self.changes: dict[str, list[tuple[int, int]]] = {"bids": [], "asks": []}
+
+    @property
+    def changed(self) -> bool:
+        """Whether the book's last change was one within this depth."""
+        return any(self.changes.values())
+
+    def follow(self) -> None:
+        """Follow the book: what left is removed, what came in is sent, in the order of the book."""
+        for side in ("bids", "asks"):
+            held, wanted = self.levels[side], dict(self._book.top(side, self._depth))
+            changes = [(price, 0) for price in held if price not in wanted]
+            changes += [(price, size) for price, size in wanted.items() if held.get(price) != size]
+            self.changes[side] = sorted(changes, reverse=side == "bids")
+            self.levels[side] = wanted
+
+
 def native_names(books: Mapping[str, SimBook], name: Callable[[str], str]) -> dict[str, str]:
     """Native to canonical names."""
     return {name(symbol): symbol for symbol in books}

@@ -10,7 +10,16 @@ from typing import Any
 
 import orjson
 
-from services.simulator.exchanges.base import Answer, Server, Session, least_size, native_names, requested, trimmed
+from services.simulator.exchanges.base import (
+    Answer,
+    Server,
+    Session,
+    Window,
+    least_size,
+    native_names,
+    requested,
+    trimmed,
+)
 from services.simulator.market import BookEvent, SimBook, TradeEvent
 from shared import symbols
 
@@ -24,30 +33,17 @@ UNSUBSCRIBED_NS = 60_000_000_000
 SILENT_NS = 600_000_000_000
 
 
-class _Window:
+class _Window(Window):
     """The best levels of one book, as all who subscribe this depth hold them."""
 
     def __init__(self, book: SimBook, depth: int) -> None:
-        self._book = book
-        self._depth = depth
+        super().__init__(book, depth)
         self.update = FIRST_UPDATE[depth]
         self.sequence = FIRST_SEQUENCE
-        self.levels = {side: dict(book.top(side, depth)) for side in ("bids", "asks")}
-        self.changes: dict[str, list[tuple[int, int]]] = {"bids": [], "asks": []}
-
-    @property
-    def changed(self) -> bool:
-        """Whether the book's last change was one within this depth."""
-        return any(self.changes.values())
 
     def move(self, sequence: int) -> None:
         """Follow the book: what left is removed, what came in is sent, in the order of the book."""
-        for side in ("bids", "asks"):
-            held, wanted = self.levels[side], dict(self._book.top(side, self._depth))
-            changes = [(price, 0) for price in held if price not in wanted]
-            changes += [(price, size) for price, size in wanted.items() if held.get(price) != size]
-            self.changes[side] = sorted(changes, reverse=side == "bids")
-            self.levels[side] = wanted
+        self.follow()
         if self.changed:
             self.update += 1
             self.sequence = sequence

@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from services.simulator.exchanges.base import Answer, Server, Session, least_size, requested, trimmed
+from services.simulator.exchanges.base import Answer, Server, Session, Window, least_size, requested, trimmed
 from services.simulator.market import BookEvent, SimBook, TradeEvent
 from shared import symbols
 
@@ -23,29 +23,16 @@ REQUESTS_NS = 3_600_000_000_000
 UNKNOWN_INSTRUMENT = "Instrument ID, Instrument ID code, or Spread ID doesn't exist."
 
 
-class _Window:
+class _Window(Window):
     """The levels of one channel, the number of its last update and that of the one before."""
 
     def __init__(self, book: SimBook, depth: int, sequence: int) -> None:
-        self._book = book
-        self._depth = depth
+        super().__init__(book, depth)
         self.sequence = self.previous = sequence
-        self.levels = {side: dict(book.top(side, depth)) for side in ("bids", "asks")}
-        self.changes: dict[str, list[tuple[int, int]]] = {"bids": [], "asks": []}
-
-    @property
-    def changed(self) -> bool:
-        """Whether the book's last change was one within this depth."""
-        return any(self.changes.values())
 
     def move(self, sequence: int) -> None:
         """Follow the book; only a change takes the number."""
-        for side in ("bids", "asks"):
-            held, wanted = self.levels[side], dict(self._book.top(side, self._depth))
-            changes = [(price, 0) for price in held if price not in wanted]
-            changes += [(price, size) for price, size in wanted.items() if held.get(price) != size]
-            self.changes[side] = sorted(changes, reverse=side == "bids")
-            self.levels[side] = wanted
+        self.follow()
         if self.changed:
             self.previous, self.sequence = self.sequence, sequence
 
