@@ -3,13 +3,14 @@
 import asyncio
 import contextlib
 import ctypes
+import gc
 import logging
 import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Coroutine
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO, cast
 
 import structlog
 
@@ -18,6 +19,16 @@ from shared.settings import LogSettings
 
 M_MMAP_THRESHOLD = -3
 """From malloc.h; see mallopt(3)."""
+
+
+class _StandardError:
+    """Standard error as it is when something is written: loggers keep their file, and a test's is closed after it."""
+
+    def write(self, text: str) -> int:
+        return sys.stderr.write(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
 
 
 def setup_logging(settings: LogSettings) -> None:
@@ -33,7 +44,7 @@ def setup_logging(settings: LogSettings) -> None:
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[settings.level.upper()]),
-        logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(file=cast(TextIO, _StandardError())),
         cache_logger_on_first_use=True,
     )
 
@@ -48,10 +59,22 @@ def keep_heap_small() -> None:
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 65_536)
 
 
+def keep_garbage_small() -> None:
+    """Put what was imported out of the collector's sight, so that a full collection comes soon and costs little.
+
+    Python looks at everything only when a quarter as many objects wait as it saw the last time. With some 60,000 of
+    imports among them that takes hundreds of lost connections (an exception, its traceback and its frames are a cycle):
+    a collector's memory rose by 40 MiB an hour before it fell.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 def run_async(main: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> None:
     """Run `main(stop)` on a new event loop; SIGTERM and SIGINT set `stop`, and `main` ends in its own order."""
 
     keep_heap_small()
+    keep_garbage_small()
 
     async def with_signals() -> None:
         stop = asyncio.Event()
@@ -87,6 +110,8 @@ def leave() -> None:
 
 def stop_on_signal() -> threading.Event:
     """An event that SIGTERM and SIGINT set: for services that are a plain thread loop."""
+    keep_heap_small()
+    keep_garbage_small()
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

@@ -573,6 +573,31 @@ async def test_a_symbol_that_is_suspended_stops_alone_and_comes_back(make):
     assert [op for op in said if op != "ping"] == ["subscribe", "unsubscribe", "subscribe"]
 
 
+async def test_a_kraken_on_which_nothing_is_subscribed_proves_itself_by_a_ping(make, monkeypatch):
+    """Heartbeats come only while something is subscribed: with everything halted the connection must not be given up."""
+    monkeypatch.setattr("services.collector.link.DEAD_S", 2.0)
+    connections = pings = 0
+    enough = asyncio.Event()
+
+    async def handler(connection: ServerConnection) -> None:
+        nonlocal connections, pings
+        connections += 1
+        if connections == 2:
+            enough.set()
+        await connection.send('{"channel":"status","type":"update","data":[{"system":"maintenance"}]}')
+        async for text in connection:
+            if json.loads(text)["method"] == "ping":
+                pings += 1
+                await connection.send('{"method":"pong","time_in":"2026-01-01T00:00:00Z"}')
+                if pings == 2:
+                    enough.set()
+
+    async with exchange(handler) as port, running(make("kraken", port, ["BTC-USD"], Published(), [], first_data_s=60)):
+        async with asyncio.timeout(20):
+            await enough.wait()
+    assert (connections, pings) == (1, 2)
+
+
 async def test_an_unknown_symbol_is_named_before_anything_is_subscribed(make):
     async def handler(connection: ServerConnection) -> None:
         raise AssertionError("must not connect")

@@ -439,7 +439,7 @@ def ms_ns(value: int) -> int:
     return value * 1_000_000
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=256)
 def _seconds(text: str) -> int:
     seconds = int(datetime.datetime.fromisoformat(text + "+00:00").timestamp())
     if not 0 <= seconds < MOST_SECONDS:

@@ -25,6 +25,7 @@ from services.collector.exchanges.base import (
     Instrument,
     Limited,
     Limits,
+    Proof,
     Refused,
     Rule,
     Snapshot,
@@ -253,6 +254,7 @@ KRAKEN = Exchange(
         forbidden_wait_s=600.0,  # its ban
         books=100,
     ),
+    proof=Proof(idle_s=1.5, frame='{"method":"ping"}'),  # its heartbeats come only while something is subscribed
     depths=DEPTHS,
     truncates=True,
     checksum=checksum,
