@@ -45,6 +45,8 @@ schemas: $(READY) ## write docs/schemas and docs/asyncapi.json anew from shared/
 bench: $(READY) ## the benchmarks: tables, and JSON in benchmarks/results
 	@$(VENV)/bin/python benchmarks/collector.py
 	@$(VENV)/bin/python benchmarks/detector.py
+	@$(VENV)/bin/python benchmarks/latency.py
+	@$(VENV)/bin/python benchmarks/memory.py
 
 fuzz: $(READY) ## a million damaged frames through every adapter; ARGS="--exchange kraken --seed 7"
 	@$(VENV)/bin/python tools/fuzz.py $(ARGS)

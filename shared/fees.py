@@ -3,7 +3,7 @@
 import datetime
 from collections.abc import Sequence
 from decimal import Decimal
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 
 class FeeEntry(Protocol):
@@ -15,14 +15,19 @@ class FeeEntry(Protocol):
     def taker_bps(self) -> Decimal: ...
     @property
     def symbol(self) -> str | None: ...
+    @property
+    def tier(self) -> str | None: ...
+    @property
+    def in_base(self) -> bool: ...
 
 
-def taker_fee_bps(schedule: Sequence[FeeEntry], symbol: str, day: datetime.date) -> Decimal | None:
-    """Taker fee for `symbol` on `day` in basis points; None if the schedule does not reach back so far.
+Entry = TypeVar("Entry", bound=FeeEntry)
 
-    An entry that names the symbol wins over a general one; among equals the latest `valid_from` wins.
+
+def taker_fee(schedule: Sequence[Entry], symbol: str, tier: str | None, day: datetime.date) -> Entry | None:
+    """The line that counts for `symbol` in `tier` on `day`; None if the schedule does not reach back so far.
+
+    A line that names the symbol wins over a general one, then one that names the tier; of equals the latest wins.
     """
-    valid = [e for e in schedule if e.valid_from <= day and e.symbol in (None, symbol)]
-    if not valid:
-        return None
-    return max(valid, key=lambda e: (e.symbol is not None, e.valid_from)).taker_bps
+    valid = [e for e in schedule if e.valid_from <= day and e.symbol in (None, symbol) and e.tier in (None, tier)]
+    return max(valid, key=lambda e: (e.symbol is not None, e.tier is not None, e.valid_from), default=None)

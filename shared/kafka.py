@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import structlog
@@ -41,6 +41,9 @@ DeliveryError = KafkaError
 """What a delivery callback gets where it is not None; `str()` says why."""
 
 Headers = list[tuple[str, bytes]]
+
+Place = tuple[str, int]
+"""Topic and partition."""
 
 READ_WAIT_S = 0.05
 """How long an owner thread waits for a message: short, because commands and signals wait for it too."""
@@ -101,14 +104,24 @@ def event_producer(settings: KafkaSettings, service: str) -> Config:
     }
 
 
-def tick_consumer(settings: KafkaSettings, service: str, group: str) -> Config:
-    """Latest ticks of a group. Committed offsets only feed lag metrics: stale prices are never read again."""
-    return _common(settings, service) | {
+def _member(settings: KafkaSettings, group: str) -> Config:
+    """A member of a group, with the range assignor. With KIP-848 the broker keeps the time of sessions and heartbeats
+    (`group.consumer.*`), and the client refuses settings for it."""
+    if settings.group_protocol == "consumer":
+        return {"group.id": group, "group.protocol": "consumer", "group.remote.assignor": "range"}
+    return {
         "group.id": group,
-        "auto.offset.reset": "latest",
         "partition.assignment.strategy": "range",
         "session.timeout.ms": 10_000,
         "heartbeat.interval.ms": 1000,
+    }
+
+
+def tick_consumer(settings: KafkaSettings, service: str, group: str) -> Config:
+    """Latest ticks of a group. Committed offsets only feed lag metrics: stale prices are never read again."""
+    return _common(settings, service) | {
+        **_member(settings, group),
+        "auto.offset.reset": "latest",
         "fetch.wait.max.ms": 50,
         "queued.min.messages": 10_000,
         "fetch.queue.backoff.ms": 50,
@@ -121,11 +134,8 @@ def tick_consumer(settings: KafkaSettings, service: str, group: str) -> Config:
 def event_consumer(settings: KafkaSettings, service: str, group: str) -> Config:
     """At least once: offsets are stored by us, after the work is done, and committed in the background."""
     return _common(settings, service) | {
-        "group.id": group,
+        **_member(settings, group),
         "auto.offset.reset": "earliest",
-        "partition.assignment.strategy": "range",
-        "session.timeout.ms": 10_000,
-        "heartbeat.interval.ms": 1000,
         "enable.auto.commit": True,
         "auto.commit.interval.ms": 1000,
         "enable.auto.offset.store": False,
@@ -133,6 +143,15 @@ def event_consumer(settings: KafkaSettings, service: str, group: str) -> Config:
         "queued.max.messages.kbytes": 4096,
         "fetch.queue.backoff.ms": 50,
         "fetch.wait.max.ms": 50,
+        **settings.options,
+    }
+
+
+def share_consumer(settings: KafkaSettings, service: str, group: str) -> Config:
+    """A member that only shares partition numbers (`PartitionShare`): it reads nothing and commits when told."""
+    return _common(settings, service) | {
+        **_member(settings, group),
+        "enable.auto.commit": False,
         **settings.options,
     }
 
@@ -238,6 +257,16 @@ class Publisher:
         """Wait for everything queued; returns how many messages are left."""
         return self._producer.flush(timeout_s)
 
+    def confirm(self, timeout_s: float = 30.0) -> None:
+        """Wait until all that was published is delivered.
+
+        Raises:
+            BrokerUnavailable: some of it is not, or was lost.
+        """
+        left = self.flush(timeout_s)
+        if left or self._lost is not None:
+            raise BrokerUnavailable(f"Kafka did not take a message: {self._lost or f'{left} wait'}")
+
     def close(self, timeout_s: float = 10.0) -> int:
         """Flush and stop; returns how many messages were given up (also logged)."""
         left = self.flush(timeout_s)
@@ -341,24 +370,31 @@ def partitions_of(consumer: Consumer, topics: Sequence[str], timeout_s: float = 
 def positions(
     consumer: Consumer, partitions: Sequence[TopicPartition], since_ms: int, timeout_s: float = 5.0
 ) -> list[TopicPartition]:
-    """The partitions at their first record not older than `since_ms`; at their end where there is none."""
-    asked = [TopicPartition(p.topic, p.partition, since_ms) for p in partitions]
-    found = [TopicPartition(p.topic, p.partition, OFFSET_END) for p in partitions]
+    """The partitions at their first record not older than `since_ms`; where there is none, at their end of now: what is
+    published after this call is read."""
+
+    def at(when: int) -> list[TopicPartition]:
+        asked = [TopicPartition(p.topic, p.partition, when) for p in partitions]
+        return consumer.offsets_for_times(asked, timeout=timeout_s)
+
     for wait_s in (0.2, 0.5, 1.0, None):
         try:
-            found = consumer.offsets_for_times(asked, timeout=timeout_s)
-            break
+            ends = at(OFFSET_END)  # first: a record between the two answers must not be passed over
+            found = [end if p.offset < 0 else p for p, end in zip(at(since_ms), ends, strict=True)]
+            return [TopicPartition(p.topic, p.partition, p.offset if p.offset >= 0 else OFFSET_END) for p in found]
         except KafkaException as error:
             if wait_s is None:
                 log.warning("no offsets by time, starting at the end", error=str(error.args[0]))
             else:
                 time.sleep(wait_s)  # a leader is being elected: a new topic, or a broker that came back
-    return [TopicPartition(p.topic, p.partition, p.offset if p.offset >= 0 else OFFSET_END) for p in found]
+    return [TopicPartition(p.topic, p.partition, OFFSET_END) for p in partitions]
 
 
-def assign(consumer: Consumer, topics: Sequence[str], since_ms: int | None) -> list[TopicPartition]:
-    """Read all partitions of the topics without a group, from `since_ms` on (0: all, None: from now on)."""
-    partitions = partitions_of(consumer, topics)
+def assign(
+    consumer: Consumer, topics: Sequence[str], since_ms: int | None, numbers: Collection[int] | None = None
+) -> list[TopicPartition]:
+    """Read partitions of the topics (None: all) without a group, from `since_ms` on (0: all, None: from now on)."""
+    partitions = [p for p in partitions_of(consumer, topics) if numbers is None or p.partition in numbers]
     if since_ms is None:
         partitions = [TopicPartition(p.topic, p.partition, OFFSET_END) for p in partitions]
     elif since_ms <= 0:
@@ -397,17 +433,113 @@ def read_range(config: Config, topic: str, since_ms: int, timeout_s: float = 10.
         consumer.close()
 
 
+class Span(NamedTuple):
+    """Records of a partition from offset `begin` up to, without, `end`; Kafka has those from `low` up to `high`."""
+
+    topic: str
+    partition: int
+    begin: int
+    end: int
+    low: int
+    high: int
+
+
+def spans(config: Config, topics: Sequence[str], since_ms: int, until_ms: int, timeout_s: float = 10.0) -> list[Span]:
+    """Where the records that were published from `since_ms` up to `until_ms` are, partition by partition.
+
+    Raises:
+        BrokerUnavailable: Kafka does not answer.
+        TopicMismatch: a topic does not exist.
+    """
+    consumer = Consumer(config)
+    try:
+        places = partitions_of(consumer, topics, timeout_s)
+
+        def at(when: int) -> list[int]:
+            asked = [TopicPartition(p.topic, p.partition, when) for p in places]
+            return [p.offset for p in _patiently(lambda: consumer.offsets_for_times(asked, timeout=timeout_s))]
+
+        # OFFSET_END and OFFSET_BEGINNING are times, too: the newest and the oldest there is
+        low, high, begin, end = at(OFFSET_BEGINNING), at(OFFSET_END), at(since_ms), at(until_ms)
+        return [
+            Span(p.topic, p.partition, last if first < 0 else first, last if past < 0 else past, oldest, last)
+            for p, oldest, last, first, past in zip(places, low, high, begin, end, strict=True)
+        ]
+    finally:
+        consumer.close()
+
+
+def _patiently(ask: Callable[[], list[TopicPartition]]) -> list[TopicPartition]:
+    for wait_s in (0.2, 0.5, 1.0, 2.0):
+        try:
+            return ask()
+        except KafkaException:
+            time.sleep(wait_s)  # a leader is being elected, or a rebalance is under way
+    try:
+        return ask()
+    except KafkaException as error:
+        raise BrokerUnavailable(no_broker(error.args[0].str())) from None
+
+
+def read_spans(config: Config, wanted: Sequence[Span], silence_s: float = 30.0) -> Iterator[Record | None]:
+    """Every record of the spans, in order within each partition; None where there was nothing for a moment.
+
+    Raises:
+        BrokerUnavailable: nothing came for `silence_s`.
+        TopicMismatch: Kafka has deleted records of a span meanwhile.
+    """
+    left = {(span.topic, span.partition): span for span in wanted if span.begin < span.end}
+    if not left:
+        return
+    consumer = Consumer({**config, "auto.offset.reset": "earliest"})  # what is deleted shows as a gap of the offsets
+    try:
+        consumer.assign([TopicPartition(span.topic, span.partition, span.begin) for span in left.values()])
+        heard = time.monotonic()
+        while left:
+            records = read(consumer)
+            now = time.monotonic()
+            if records:
+                heard = now
+            elif now - heard > silence_s:
+                raise BrokerUnavailable(f"Kafka sent nothing for {silence_s:g} s; {len(left)} partitions are not read")
+            else:
+                yield None
+            for record in records:
+                place = (record.topic, record.partition)
+                span = left.get(place)
+                if span is None or record.offset < span.begin:
+                    continue
+                if record.offset > span.begin:
+                    lost = f"{record.topic}/{record.partition}: records {span.begin} to {record.offset - 1}"
+                    raise TopicMismatch(f"{lost} were deleted before they could be read")
+                if record.offset + 1 >= span.end:
+                    del left[place]
+                    consumer.pause([TopicPartition(*place)])
+                else:
+                    left[place] = span._replace(begin=record.offset + 1)
+                yield record
+    finally:
+        consumer.close()
+
+
 def partition_of(key: str, partitions: int) -> int:
     """Partition of a key with the partitioner that all our producers use (Java's murmur2)."""
     return int(murmur2(key.encode(), partitions))
 
 
 class Reader:
-    """Reads whole topics without a group; all calls from one thread. `since_ms` as for `assign`."""
+    """Reads topics without a group; all calls from one thread.
 
-    def __init__(self, config: Config, topics: Sequence[str], since_ms: int | None) -> None:
+    Args:
+        since_ms: As for `assign`.
+        numbers: Partition numbers to read; None: all.
+    """
+
+    def __init__(
+        self, config: Config, topics: Sequence[str], since_ms: int | None, numbers: Collection[int] | None = None
+    ) -> None:
         self._consumer = Consumer(config)
-        assign(self._consumer, topics, since_ms)
+        assign(self._consumer, topics, since_ms, numbers)
 
     def read(self, limit: int, wait_s: float) -> list[Record]:
         return read(self._consumer, limit, wait_s)
@@ -418,6 +550,8 @@ class Reader:
 
 class TicksReader:
     """A member of the detector's group: reads back a little of each assignment first; all calls from one thread.
+
+    Works with both group protocols: classic gives everything back and anew at each rebalance, KIP-848 adds and removes.
 
     Args:
         back_ms: How far before the moment of assignment to begin.
@@ -432,14 +566,15 @@ class TicksReader:
         on_owned: Callable[[frozenset[int]], None],
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._topics = list(topics)
         self._back_ms = back_ms
         self._on_owned = on_owned
         self._clock = clock
         self._error: Exception | None = None
+        self._incremental = is_incremental(config)
+        self._held = CoAssignment(topics, incremental=self._incremental)
         self._consumer = Consumer(config)
         partitions_of(self._consumer, topics)  # fail now, with a clear line
-        self._consumer.subscribe(self._topics, on_assign=self._assigned)
+        self._consumer.subscribe(list(topics), on_assign=self._assigned, on_revoke=self._revoked)
 
     def read(self, limit: int, wait_s: float) -> list[Record]:
         """Records as they are there; see `read`.
@@ -450,6 +585,7 @@ class TicksReader:
         records = read(self._consumer, limit, wait_s)
         if self._error is not None:
             raise self._error
+        self._held.check()
         return records
 
     def close(self) -> None:
@@ -457,11 +593,107 @@ class TicksReader:
 
     def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         try:
-            owned = co_partitioned([(p.topic, p.partition) for p in partitions], self._topics)
-            consumer.assign(positions(consumer, partitions, int(self._clock() * 1000) - self._back_ms))
+            owned = self._held.assigned(_places(partitions))
+            _take_over(
+                consumer,
+                positions(consumer, partitions, int(self._clock() * 1000) - self._back_ms) if partitions else [],
+                incremental=self._incremental,
+            )
             self._on_owned(owned)
         except Exception as error:  # an exception in this callback would be lost in the client
             self._error = error
+
+    def _revoked(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        try:
+            owned = self._held.revoked(_places(partitions))
+            _give_back(consumer, partitions, incremental=self._incremental)
+            if self._incremental:  # what is left is ours; with classic all is gone, and what we get back comes at once
+                self._on_owned(owned)
+        except Exception as error:
+            self._error = error
+
+
+def is_incremental(config: Config) -> bool:
+    """Whether rebalances of this consumer add and remove (KIP-848) instead of dealing everything anew (classic)."""
+    return bool(config.get("group.protocol") == "consumer")
+
+
+def _places(partitions: Sequence[TopicPartition]) -> list[Place]:
+    return [(p.topic, p.partition) for p in partitions]
+
+
+def _take_over(consumer: Consumer, partitions: list[TopicPartition], *, incremental: bool) -> None:
+    if incremental:
+        consumer.incremental_assign(partitions)
+    else:
+        consumer.assign(partitions)
+
+
+def _give_back(consumer: Consumer, partitions: list[TopicPartition], *, incremental: bool) -> None:
+    if incremental:
+        consumer.incremental_unassign(partitions)
+    else:
+        consumer.unassign()
+
+
+UNEQUAL_S = 10.0
+"""KIP-848 may hand partitions over in steps, a heartbeat apart: so long may a member hold more on one topic than on
+another."""
+
+
+class CoAssignment:
+    """What a member of a group over all tick topics holds, and whether it is the same on every topic.
+
+    Args:
+        incremental: Each assignment adds to what is held (KIP-848) instead of replacing it (classic).
+    """
+
+    def __init__(
+        self, topics: Sequence[str], *, incremental: bool, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._topics = list(topics)
+        self._incremental = incremental
+        self._clock = clock
+        self._held: set[Place] = set()
+        self._unequal: TopicMismatch | None = None
+        self._unequal_since = 0.0
+
+    def assigned(self, places: Collection[Place]) -> frozenset[int]:
+        """Take in an assignment; the partition numbers that are now held on every topic.
+
+        Raises:
+            TopicMismatch: they differ, with the classic protocol, which deals all at once.
+        """
+        self._held = self._held | set(places) if self._incremental else set(places)
+        return self._numbers()
+
+    def revoked(self, places: Collection[Place]) -> frozenset[int]:
+        """Take in what was taken away; the partition numbers that are still held on every topic."""
+        self._held -= set(places)
+        return self._numbers() if self._incremental else frozenset()
+
+    def check(self) -> None:
+        """Call it now and then.
+
+        Raises:
+            TopicMismatch: the numbers have differed between topics for longer than `UNEQUAL_S`.
+        """
+        if self._unequal is not None and self._clock() - self._unequal_since > UNEQUAL_S:
+            raise self._unequal
+
+    def _numbers(self) -> frozenset[int]:
+        try:
+            numbers = co_partitioned(sorted(self._held), self._topics)
+            self._unequal = None
+            return numbers
+        except TopicMismatch as error:
+            if not self._incremental:
+                raise
+            if self._unequal is None:
+                self._unequal_since = self._clock()
+            self._unequal = error
+            each = [{number for name, number in self._held if name == topic} for topic in self._topics]
+            return frozenset(set.intersection(*each))
 
 
 def co_partitioned(assigned: Sequence[tuple[str, int]], topics: Sequence[str]) -> frozenset[int]:
@@ -483,6 +715,88 @@ def co_partitioned(assigned: Sequence[tuple[str, int]], topics: Sequence[str]) -
     return next(iter(found))
 
 
+class PartitionShare:
+    """A member of a group whose members share the partition numbers of topics as work, and read them by other means.
+
+    A number is done when an offset is committed on every topic with `label` as its metadata: an offset alone would say
+    nothing about which work was done. All calls from one thread; `poll` often, or a rebalance waits for us.
+
+    Args:
+        config: From `share_consumer`.
+        label: What the work is.
+
+    Raises:
+        BrokerUnavailable, TopicMismatch: as for any reader.
+    """
+
+    def __init__(self, config: Config, topics: Sequence[str], label: str) -> None:
+        self._label = label
+        self._error: Exception | None = None
+        self._incremental = is_incremental(config)
+        self._held = CoAssignment(topics, incremental=self._incremental)
+        self._owned: frozenset[int] | None = None
+        self._consumer = Consumer(config)
+        self._places = partitions_of(self._consumer, topics)
+        self.numbers = co_partitioned(_places(self._places), topics)
+        self._consumer.subscribe(list(topics), on_assign=self._assigned, on_revoke=self._revoked)
+
+    @property
+    def owned(self) -> frozenset[int] | None:
+        """The numbers that are ours; None before the first assignment and while a rebalance deals them anew."""
+        return self._owned
+
+    def poll(self, wait_s: float = 0.0) -> None:
+        """Let the group do its work; `owned` may change.
+
+        Raises:
+            BrokerUnavailable, TopicMismatch: see `read`, `TicksReader`.
+        """
+        read(self._consumer, 1, wait_s)
+        if self._error is not None:
+            raise self._error
+        self._held.check()
+
+    def done(self) -> frozenset[int]:
+        """The numbers that are done, by whichever member.
+
+        Raises:
+            BrokerUnavailable: Kafka does not answer.
+        """
+        found = _patiently(lambda: self._consumer.committed(self._places, timeout=5.0))
+        undone = {p.partition for p in found if p.error is not None or p.offset < 0 or p.metadata != self._label}
+        return self.numbers - undone
+
+    def commit(self, ends: Sequence[Span]) -> bool:
+        """Say that a number is done, by the ends of its spans; False if it is not ours any more."""
+        offsets = [TopicPartition(s.topic, s.partition, s.end, metadata=self._label) for s in ends]
+        try:
+            answers = self._consumer.commit(offsets=offsets, asynchronous=False)
+        except KafkaException as error:
+            log.warning("not committed", error=error.args[0].str())
+            return False
+        return all(answer.error is None for answer in answers or ())
+
+    def close(self) -> None:
+        self._consumer.close()
+
+    def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        try:
+            self._owned = self._held.assigned(_places(partitions))
+            given = [TopicPartition(p.topic, p.partition, 0) for p in partitions]
+            _take_over(consumer, given, incremental=self._incremental)
+            consumer.pause(given)
+        except Exception as error:  # an exception in this callback would be lost in the client
+            self._error = error
+
+    def _revoked(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        try:
+            left = self._held.revoked(_places(partitions))
+            self._owned = left if self._incremental else None
+            _give_back(consumer, partitions, incremental=self._incremental)
+        except Exception as error:
+            self._error = error
+
+
 def no_broker(words: str) -> str:
     """The line for a broker that does not answer, with the next step."""
     return f"no Kafka answers: {words}. Start one (`make demo` brings its own) or name one with ARB_KAFKA_SERVERS"
@@ -498,8 +812,9 @@ class ConsumerThread:
         topics: What to read.
         since_ms: None to subscribe as a member of the group in `config`; else read all partitions without a
             group, from that time on (`START_NOW`, 0 for all).
-        on_assigned, on_revoked: Called in the owner thread with `(topic, partition)` pairs; may block, within
-            the session timeout. `on_revoked` runs before the offsets stored so far are committed.
+        on_assigned, on_revoked: Called in the owner thread with the `(topic, partition)` pairs that were added or
+            removed (with the classic protocol: all, each time); may block, within the session timeout. `on_revoked`
+            runs before the offsets stored so far are committed.
     """
 
     START_NOW = -1
@@ -527,6 +842,7 @@ class ConsumerThread:
         self._handed_over = 0
         self._released = 0
         self._paused = False
+        self._changed = False
         self._stop = threading.Event()
         self._ready: asyncio.Future[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -635,7 +951,7 @@ class ConsumerThread:
     def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         if self._on_assigned is not None:
             self._on_assigned([(p.topic, p.partition) for p in partitions])
-        self._paused = False  # a new assignment starts unpaused; back-pressure is applied again at once
+        self._changed = True  # with KIP-848 what is new stands beside what was paused, and may have been paused before
 
     def _revoked(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         if self._on_revoked is not None:
@@ -650,9 +966,8 @@ class ConsumerThread:
 
     def _apply_back_pressure(self, consumer: Consumer) -> None:
         waiting = self._handed_over - self._released
-        if not self._paused and waiting > self._high_water:
-            consumer.pause(consumer.assignment())
-            self._paused = True
-        elif self._paused and waiting <= self._high_water // 2:
-            consumer.resume(consumer.assignment())
-            self._paused = False
+        paused = waiting > self._high_water or (self._paused and waiting > self._high_water // 2)
+        if paused == self._paused and not self._changed:
+            return
+        (consumer.pause if paused else consumer.resume)(consumer.assignment())
+        self._paused, self._changed = paused, False

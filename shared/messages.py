@@ -8,11 +8,12 @@ The models validate at the edges (decider, client, tools, tests). Ticks are writ
 the hot path: the `*_value` functions below build exactly what the models accept, and a test holds them to it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
+import msgspec
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, TypeAdapter, ValidationError
 
@@ -30,6 +31,7 @@ BookState = Literal["live", "syncing", "stale", "gap", "crossed", "checksum", "d
 Phase = Literal["opened", "updated", "closed"]
 Route = Literal["direct", "triangular", "synthetic"]
 Outcome = Literal["execute", "hold", "reject"]
+Limit = Literal["margin", "depth", "notional", "balance", "share"]
 Mode = Literal["full", "partial", "cached", "rules_only"]
 Role = Literal["sentiment", "risk", "volatility"]
 
@@ -48,7 +50,8 @@ class Reason(StrEnum):
     THRESHOLD = "threshold"  # it pays, but less than detector.open_net_bps
     DEPTH = "depth"  # an empty side, or nothing left under the caps
     LOT = "lot"  # less than one common lot step
-    MIN_NOTIONAL = "min_notional"  # below the smallest order that a leg's exchange takes
+    MIN_NOTIONAL = "min_notional"  # below the smallest order (value or size) that a leg's exchange takes
+    BALANCE = "balance"  # nothing to spend or to sell there (exchanges.<name>.balances)
     PERSISTENCE = "persistence"  # not yet there for detector.persistence_ms
     SANITY = "sanity"  # above detector.sanity_cap_bps: far more often bad data than profit
     IDENTITY = "identity"  # equal ticker, other coin (detector.not_the_same)
@@ -98,7 +101,8 @@ class Trade(Message):
 class Health(Message):
     """State of one book: on each change, and about every second while live as proof of life.
 
-    `since_ns` is when the state began, `alive_ns` the last proof of life (clock of `received_ns`).
+    `since_ns` is when the state began, `alive_ns` the last proof of life (clock of `received_ns`). `lot_step` and
+    `min_size` (base) and `min_notional` (quote) are what the exchange's metadata says of an order; None: nothing.
     """
 
     kind: Literal["health"] = "health"
@@ -111,6 +115,9 @@ class Health(Message):
     reason: str | None
     since_ns: Nanoseconds
     alive_ns: Nanoseconds
+    lot_step: Money | None = None
+    min_size: Money | None = None
+    min_notional: Money | None = None
 
 
 class Rate(Message):
@@ -133,21 +140,30 @@ class Rate(Message):
 
 
 class Leg(Message):
-    """One side of a gap. `vwap` and `limit` are None where no size is executable.
+    """One side of a gap. `vwap` and `limit` are None where no size is executable, `fee_bps` where no fee is known.
 
     `limit` is the worst price touched: the limit price of the order. `bids` and `asks` are the top of the book.
+    `fee_in_base`: a purchase pays its fee out of the coin that was bought.
     """
 
     exchange: str
     symbol: str
     vwap: Money | None
     limit: Money | None
-    fee_bps: Money
+    fee_bps: Money | None
     levels: int
     alive_age_ms: int
     book_age_ms: int
     bids: list[Level]
     asks: list[Level]
+    fee_in_base: bool = False
+
+
+class RouteLeg(Leg):
+    """One order of a route of three, in the order of the cycle. `size` is in the base of `symbol`."""
+
+    side: Literal["buy", "sell"]
+    size: Money
 
 
 class RateUsed(Message):
@@ -171,7 +187,18 @@ class Context(Message):
 
 
 class Opportunity(Message):
-    """A gap that pays after depth, fees and conversion. `size` in base; `net_bps` of the cost at that size."""
+    """A gap that pays after depth, fees and conversion. `size` in base; `net_bps` of the cost at that size.
+
+    Attributes:
+        buy, sell: The orders that buy and sell `base`.
+        legs: All orders in the order of the cycle, where there are more than those two.
+        sell_size: Size of the sale where it is not `size`: the buying exchange takes its fee in the coin.
+        limited_by: What ended the size: the edge itself, the published depth, or a cap. None: nothing executable.
+        integral_bps_s: Net edge over time, from `opened_ns` to the last look (bps times seconds).
+        lifetime_ms: From `opened_ns` to the end of the edge; None while it is open.
+
+    A closing message has the numbers of the last look with an edge, and the net edge of the moment.
+    """
 
     kind: Literal["opportunity"] = "opportunity"
     v: Literal[1] = 1
@@ -187,7 +214,7 @@ class Opportunity(Message):
     profit_usd: Money
     naive_bps: Money
     net_bps: Money
-    closed_loop_bps: Money
+    closed_loop_bps: Money | None
     depth_limited: bool
     opened_ns: Nanoseconds
     detected_ns: Nanoseconds
@@ -195,10 +222,15 @@ class Opportunity(Message):
     peak_net_bps: Money
     close_reason: str | None = None
     context: Context = Context()
+    legs: list[RouteLeg] | None = None
+    sell_size: Money | None = None
+    limited_by: Limit | None = None
+    integral_bps_s: Money = Decimal(0)
+    lifetime_ms: int | None = None
 
 
 class Rejection(Message):
-    """A gross crossing and why it is not an opportunity. `net_bps` is None where no rate is known."""
+    """A gross crossing and why it is not an opportunity; numbers are None where a leg, a rate or a fee fails."""
 
     kind: Literal["rejection"] = "rejection"
     v: Literal[1] = 1
@@ -210,7 +242,7 @@ class Rejection(Message):
     sell: Leg
     rates: list[RateUsed] = []
     size: Money = Decimal(0)
-    naive_bps: Money
+    naive_bps: Money | None
     net_bps: Money | None
     closed_loop_bps: Money | None = None
     reasons: list[Reason]
@@ -218,6 +250,40 @@ class Rejection(Message):
     detected_ns: Nanoseconds
     best_net_bps: Money | None
     close_reason: str | None = None
+    legs: list[RouteLeg] | None = None
+    sell_size: Money | None = None
+    limited_by: Limit | None = None
+
+
+class DelayedEdge(Message):
+    """What an opportunity's books were worth `delay_ms` after it was published as opened: could one still have done it?
+
+    Attributes:
+        buy_exchange, buy_symbol, sell_exchange, sell_symbol: Its legs, so that a report needs no join.
+        net_bps, profit_usd: At the size that was best at that moment; of the top of the books and 0 where nothing was
+            executable. None where `missed`.
+        executable: Every gate of depth, lot and least order let a size with a profit through.
+        missed: Nobody could see the books at that moment (a leg not live, or the owner was gone): never guessed.
+        opened_net_bps: Of the opportunity when it opened.
+        evaluated_ns: The moment it is about: `detected_ns` of the opening plus the delay.
+    """
+
+    kind: Literal["outcome"] = "outcome"
+    v: Literal[1] = 1
+    opportunity_id: str
+    base: str
+    route: Route = "direct"
+    buy_exchange: str
+    buy_symbol: str
+    sell_exchange: str
+    sell_symbol: str
+    delay_ms: int
+    net_bps: Money | None
+    profit_usd: Money | None
+    executable: bool
+    missed: bool
+    opened_net_bps: Money
+    evaluated_ns: Nanoseconds
 
 
 class RoleAnswer(BaseModel):
@@ -323,7 +389,9 @@ class Decision(Message):
     expires_ns: Nanoseconds
 
 
-AnyMessage = Annotated[Book | Trade | Health | Rate | Opportunity | Rejection | Decision, Field(discriminator="kind")]
+AnyMessage = Annotated[
+    Book | Trade | Health | Rate | Opportunity | Rejection | DelayedEdge | Decision, Field(discriminator="kind")
+]
 MODELS: dict[str, type[Message]] = {
     "book": Book,
     "trade": Trade,
@@ -331,6 +399,7 @@ MODELS: dict[str, type[Message]] = {
     "rate": Rate,
     "opportunity": Opportunity,
     "rejection": Rejection,
+    "outcome": DelayedEdge,
     "decision": Decision,
 }
 _ADAPTER: TypeAdapter[AnyMessage] = TypeAdapter(AnyMessage)
@@ -352,19 +421,92 @@ def decode(value: bytes | None) -> AnyMessage:
         raise UndecodableRecord(f"{where}: {first['msg']}" if where else first["msg"]) from None
 
 
-def loads(value: bytes | None) -> dict[str, Any]:
-    """The message as a plain dict, only checked to be a JSON object with a `kind`: the hot path's reader.
+# ---------------------------------------------------------------- the hot path's reader
+
+
+class BookTick(msgspec.Struct, tag_field="kind", tag="book", gc=False):
+    """A `book` as a detector holds it: its sides stay text until something crosses; see `levels`."""
+
+    exchange: str
+    symbol: str
+    sequence: int
+    received_ns: int
+    bids: msgspec.Raw
+    asks: msgspec.Raw
+    v: Literal[1] = 1
+
+
+class TradeTick(msgspec.Struct, tag_field="kind", tag="trade", gc=False):
+    """A `trade`: what a detector needs of it."""
+
+    exchange: str
+    symbol: str
+    sequence: int
+    received_ns: int
+    taker_side: Literal["buy", "sell"] | None
+    v: Literal[1] = 1
+
+
+class HealthTick(msgspec.Struct, tag_field="kind", tag="health", gc=False):
+    """A `health`: what a detector needs of it."""
+
+    exchange: str
+    symbol: str
+    sequence: int
+    received_ns: int
+    state: str
+    alive_ns: int
+    lot_step: str | None = None
+    min_size: str | None = None
+    min_notional: str | None = None
+    v: Literal[1] = 1
+
+
+class RateTick(msgspec.Struct, tag_field="kind", tag="rate", gc=False):
+    """A `rate`: what a detector needs of it."""
+
+    exchange: str
+    symbol: str
+    sequence: int
+    received_ns: int
+    bid: float
+    ask: float
+    state: str
+    v: Literal[1] = 1
+
+
+Tick = BookTick | TradeTick | HealthTick | RateTick
+TICK_KINDS: dict[type[Tick], str] = {BookTick: "book", TradeTick: "trade", HealthTick: "health", RateTick: "rate"}
+_TICK = msgspec.json.Decoder(Tick)
+_LEVELS = msgspec.json.Decoder(list[Level])
+
+
+def read_tick(value: bytes | None) -> Tick:
+    """The message of a tick topic or of fx-rates, its fields checked, a book's levels but for their JSON not.
 
     Raises:
-        UndecodableRecord: it is not.
+        UndecodableRecord: not JSON, another kind or version, or a field missing or wrong; names the field.
     """
     try:
-        message = orjson.loads(value or b"")
-    except orjson.JSONDecodeError as error:
+        tick: Tick = _TICK.decode(value or b"")
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise UndecodableRecord(str(error)) from None
-    if not isinstance(message, dict) or "kind" not in message:
-        raise UndecodableRecord("not a JSON object with a kind")
-    return message
+    return tick
+
+
+def levels(side: bytes) -> list[Level]:
+    """A side of a `BookTick`.
+
+    Raises:
+        UndecodableRecord: not a list of [price, size].
+    """
+    try:
+        return _LEVELS.decode(side)
+    except msgspec.DecodeError as error:
+        raise UndecodableRecord(str(error)) from None
+
+
+# ---------------------------------------------------------------- the hot path's writers
 
 
 def book_value(
@@ -421,6 +563,9 @@ def trade_value(
     )
 
 
+NO_TERMS: Mapping[str, str | None] = {"lot_step": None, "min_size": None, "min_notional": None}
+
+
 def health_value(
     exchange: str,
     symbol: str,
@@ -430,8 +575,9 @@ def health_value(
     reason: str | None,
     since_ns: int,
     alive_ns: int,
+    terms: Mapping[str, str | None] = NO_TERMS,
 ) -> bytes:
-    """A `health` message."""
+    """A `health` message; `terms` are `lot_step`, `min_size` and `min_notional`, in this order."""
     return orjson.dumps(
         {
             "kind": "health",
@@ -444,6 +590,7 @@ def health_value(
             "reason": reason,
             "since_ns": since_ns,
             "alive_ns": alive_ns,
+            **terms,
         }
     )
 

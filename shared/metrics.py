@@ -29,8 +29,11 @@ INSTRUMENTS_AGE_S = Gauge("arb_instruments_age_s", "Age of the exchange's metada
 # Detector
 TICKS_READ = Counter("arb_ticks_read_total", "Ticks taken in", ["kind"])
 TICKS_OLD = Counter("arb_ticks_old_total", "Ticks not newer than the one held", ["exchange"])
+TICKS_UNREADABLE = Counter("arb_ticks_unreadable_total", "Books with a level that is none", ["exchange"])
 OPPORTUNITIES = Counter("arb_opportunities_total", "Opportunities by phase", ["phase"])
 REJECTIONS = Counter("arb_rejections_total", "Rejections opened, by first reason", ["reason"])
+CROSSINGS = Counter("arb_crossings_total", "Gross crossings that are over, accepted once or never", ["outcome"])
+OUTCOMES = Counter("arb_outcomes_total", "Edges computed after a delay", ["seen"])
 TICK_AGE_MS = Histogram("arb_tick_age_ms", "Age of a tick when the detector takes it in (ms)", buckets=_LATENCY_MS)
 
 # Decider

@@ -41,6 +41,7 @@ class KafkaSettings(_Section):
     """`options` are librdkafka's own names and go to every client as they stand."""
 
     servers: str = Field(min_length=1)
+    group_protocol: Literal["classic", "consumer"] = "classic"
     options: dict[str, str | int | float | bool] = {}
 
 
@@ -73,11 +74,16 @@ class AssetsSettings(_Section):
 
 
 class Fee(_Section):
-    """One dated line of a fee schedule; `symbol` None: for every pair of the exchange."""
+    """One dated line of a fee schedule; `symbol` None: every pair of the exchange, `tier` None: every tier.
+
+    `in_base`: on buying, the exchange takes the fee out of the coin that was bought.
+    """
 
     valid_from: datetime.date
     taker_bps: Bps
     symbol: str | None = None
+    tier: str | None = None
+    in_base: bool = False
 
 
 class SecondSource(_Section):
@@ -97,8 +103,10 @@ class ExchangeSettings(_Section):
     symbols: tuple[str, ...]
     book_depth: int = Field(ge=0)
     fees: tuple[Fee, ...]
+    fee_tier: str | None = None
     min_notional_usd: Usd
     lot_step: Decimal = Field(gt=0)
+    balances: dict[str, Annotated[Decimal, Field(ge=0)]] | None = None
     second: SecondSource | None = None
 
     @model_validator(mode="after")
@@ -115,7 +123,9 @@ class DetectorSettings(_Section):
     open_net_bps: Bps
     close_net_bps: Bps
     persistence_ms: Ms
+    close_after_ms: Ms
     max_notional_usd: Usd
+    max_depth_share: Decimal = Field(gt=0, le=1)
     max_silence_ms: Ms
     max_book_age_ms: Ms
     max_skew_ms: Ms
@@ -127,6 +137,9 @@ class DetectorSettings(_Section):
     rejection_linger_ms: Ms
     rate_exchanges: tuple[str, ...]
     not_the_same: tuple[str, ...]
+    outcome_delays_ms: tuple[Annotated[int, Field(ge=1, le=60_000)], ...]
+    routes: bool
+    bridges: tuple[str, ...]
 
     @model_validator(mode="after")
     def _hysteresis(self) -> "DetectorSettings":

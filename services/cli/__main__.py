@@ -84,11 +84,52 @@ def collect(
 
 
 @app.command()
-def detect(config: Config = None) -> None:
-    """Compare the books of each coin: opportunities and rejections. Until SIGTERM or Ctrl-C."""
-    from services.detector.__main__ import main as run
+def detect(
+    from_file: Annotated[
+        list[Path] | None,
+        typer.Option(help="Recorded ticks, one message a line, in any order; - or .gz (may be repeated)."),
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option(help="Ticks of the topics received from this moment on: 2026-11-21T10:00:00Z.")
+    ] = None,
+    until: Annotated[str | None, typer.Option(help="... and before this one; default: two seconds ago.")] = None,
+    publish: Annotated[
+        bool, typer.Option("--publish", help="Publish what is found instead of printing it; needs --group and --until.")
+    ] = False,
+    group: Annotated[
+        str | None, typer.Option(help="With --publish: all processes of the same name share the work.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Print to this file.")] = None,
+    config: Config = None,
+) -> None:
+    """Compare the books of each coin: opportunities and rejections. Until SIGTERM or Ctrl-C.
 
-    run(_load(config, service=True))
+    With --from-file or --since what was recorded is replayed instead, in the order in which it was received: JSON
+    lines, the same bytes on every run; with --publish the same ids, however many processes share the work.
+    """
+    from services.detector import __main__ as detector
+    from services.detector.recorded import chosen_range
+
+    if not (from_file or since):
+        if until or publish or group or out:
+            raise UsageError("--until, --publish, --group and --out go with --since or --from-file")
+        detector.main(_load(config, service=True))
+        return
+    if publish and (from_file or out or not (group and since and until)):
+        raise UsageError("--publish goes with --since, --until and --group, and without --from-file and --out")
+    if group and not publish:
+        raise UsageError("--group goes with --publish")
+    within = chosen_range(since, until)
+    loaded = _load(config)
+    if from_file:
+        detector.from_files(loaded, from_file, within, out)
+    elif publish:
+        assert within is not None
+        assert group is not None
+        detector.share(loaded, within, group)
+    else:
+        assert within is not None
+        detector.from_topics(loaded, within, out)
 
 
 @app.command()
@@ -319,6 +360,74 @@ def evaluate(as_json: AsJson = False) -> None:
     else:
         output.print_evaluation(stdout, result)
     raise typer.Exit(0 if result["verdict"] == "open" else 1)
+
+
+@app.command()
+def explain(
+    identity: Annotated[str | None, typer.Argument(metavar="ID", help="Id of an opportunity or a rejection.")] = None,
+    pair: Annotated[
+        tuple[str, str, str] | None,
+        typer.Option(metavar="BASE BUY SELL", help="The newest verdict on a coin between two exchanges instead."),
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option(help="How far back: 90s, 30m, 1h, 2d; default: all for an id, 1h for a pair.")
+    ] = None,
+    from_file: Annotated[
+        list[Path] | None, typer.Option(help="Messages, one a line, instead of Kafka (may be repeated).")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Also every phase of it, with time and reasons.")] = False,
+    as_json: AsJson = False,
+    config: Config = None,
+) -> None:
+    """Why did it happen, or not? The numbers of one verdict step by step: tops, conversion, fees, depth, time, reasons.
+
+    Ids are in `arb watch rejections --json`. A pair is found in both directions. What the message says is computed
+    again from its own prices; a contradiction is shown. Ends 1 if there is no such verdict.
+    """
+    from services.cli.explain import asked, duration_s, run
+
+    what = asked(identity, pair)
+    since_s = None if since is None else duration_s(since)
+    run(_load(config), what, since_s, tuple(from_file or ()), everything, as_json, stdout)
+
+
+class Grouped(StrEnum):
+    """What `arb report` groups by."""
+
+    PAIR = "pair"
+    BASE = "base"
+    EXCHANGE = "exchange"
+    ROUTE = "route"
+
+
+@app.command()
+def report(
+    by: Annotated[Grouped, typer.Option(help="What makes a group; exchange: buying and selling apart.")] = Grouped.PAIR,
+    base: Annotated[list[str] | None, typer.Option(help="Only this coin, such as BTC (may be repeated).")] = None,
+    since: Annotated[
+        str | None,
+        typer.Option(help="Opened since: 24h, 90m or 2026-11-21T10:00:00Z; default: 24h in Kafka, all of a file."),
+    ] = None,
+    until: Annotated[str | None, typer.Option(help="... and before; default: now.")] = None,
+    need_ms: Annotated[int, typer.Option(help="So long until your orders are at both exchanges.", min=0)] = 100,
+    top: Annotated[int, typer.Option(help="Tables of so many groups; 0: all.", min=0)] = 10,
+    png: Annotated[Path | None, typer.Option(help="Also write the plot to this PNG file (needs matplotlib).")] = None,
+    from_file: Annotated[
+        list[Path] | None,
+        typer.Option(help="Messages, one a line, instead of Kafka; - or .gz (may be repeated)."),
+    ] = None,
+    as_json: AsJson = False,
+    config: Config = None,
+) -> None:
+    """Is there an edge today, and for how long does it survive? Of all opportunities: which share still pays later.
+
+    Ends 0 if there is an edge, 1 if not; the rule is printed with its numbers, docs/report.md explains it.
+    """
+    from services.cli.report import Asked, By, run
+
+    asked = Asked(By(by), tuple(base or ()), since, until, need_ms, top)
+    edge = run(_load(config).kafka, asked, tuple(from_file or ()), png, as_json, stdout, stderr)
+    raise typer.Exit(0 if edge else 1)
 
 
 @contextlib.contextmanager

@@ -9,11 +9,17 @@ from typing import Any
 import orjson
 
 from shared.messages import MODELS
-from shared.topics import DECISIONS, FX_RATES, OPPORTUNITIES, REJECTIONS, TOPICS, Topic
+from shared.topics import DECISIONS, FX_RATES, OPPORTUNITIES, OUTCOMES, REJECTIONS, TOPICS, Topic
 
 DOCS = Path(__file__).parents[2] / "docs"
 
-_CARRIES = {OPPORTUNITIES: ("opportunity",), REJECTIONS: ("rejection",), DECISIONS: ("decision",), FX_RATES: ("rate",)}
+_CARRIES = {
+    OPPORTUNITIES: ("opportunity",),
+    REJECTIONS: ("rejection",),
+    OUTCOMES: ("outcome",),
+    DECISIONS: ("decision",),
+    FX_RATES: ("rate",),
+}
 
 
 def documents() -> dict[str, bytes]:

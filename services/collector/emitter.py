@@ -1,13 +1,16 @@
 """Feed outputs to Kafka messages. One counter per symbol numbers all messages about it."""
 
+from collections.abc import Iterable
+
 import structlog
 from orjson import Fragment, dumps
 
 from services.collector.book import Level
+from services.collector.exchanges.base import Instrument
 from services.collector.outputs import BookChanged, HealthChanged, Output, Traded
 from shared import metrics, topics
 from shared.kafka import Publisher
-from shared.messages import book_value, health_value, rate_value, trade_value
+from shared.messages import NO_TERMS, book_value, health_value, rate_value, trade_value
 from shared.symbols import base_of, is_rate
 
 log = structlog.get_logger()
@@ -42,7 +45,16 @@ class Emitter:
         self._topic = topics.ticks(exchange)
         self._started = started_ns // 1_000_000
         self._lines: dict[str, _Line] = {}
+        self._terms: dict[str, dict[str, str | None]] = {}
         self._published = dict.fromkeys(("book", "trade", "health", "rate"), 0)
+
+    def know(self, instruments: Iterable[Instrument]) -> None:
+        """What the exchange says of orders, sent along with each proof of life: detectors floor sizes to it."""
+        for one in instruments:
+            stated = {"lot_step": one.lot_step, "min_size": one.min_size, "min_notional": one.min_notional}
+            self._terms[one.symbol] = {
+                name: None if value is None else format(value, "f") for name, value in stated.items()
+            }
 
     def emit(self, outputs: list[Output]) -> None:
         """Publish those outputs that are messages."""
@@ -106,7 +118,15 @@ class Emitter:
             self._rate(symbol, line, out.received_ns, None)
             return
         value = health_value(
-            self.exchange, symbol, line.sequence, out.received_ns, out.state, out.reason, out.since_ns, out.alive_ns
+            self.exchange,
+            symbol,
+            line.sequence,
+            out.received_ns,
+            out.state,
+            out.reason,
+            out.since_ns,
+            out.alive_ns,
+            self._terms.get(symbol, NO_TERMS),
         )
         self._publisher.publish(self._topic, line.base, value)
         self._published["health"] += 1

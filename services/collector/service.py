@@ -15,7 +15,7 @@ from services.collector.allowance import Allowance
 from services.collector.clock import ClockOffset, offset
 from services.collector.emitter import Emitter
 from services.collector.exchanges import exchange_named
-from services.collector.exchanges.base import Exchange, parse_answer, parse_listing
+from services.collector.exchanges.base import Exchange, Instrument, parse_answer, parse_listing
 from services.collector.feed import Feed
 from services.collector.instruments import Catalog
 from services.collector.keeper import Timing
@@ -355,6 +355,7 @@ class Collector:
             listed = self._resolved(catalog, strict=wait)
             self._names[protocol] = listed.names
             self._halted[protocol] = listed.halted
+            self._emitter.know(self._of_interest(catalog))
             metrics.INSTRUMENTS_AGE_S.labels(exchange=self._name).set((self._clock() - catalog.fetched_ns) / 1e9)
             return
 
@@ -372,6 +373,9 @@ class Collector:
             listed.names.update(one.names)
             listed.halted.update(one.halted)
         return listed
+
+    def _of_interest(self, catalog: Catalog) -> list[Instrument]:
+        return [one for one in catalog.instruments if one.native in self._names[catalog.protocol]]
 
     def _say_disconnected(self, reason: str) -> None:
         now_ns = self._clock()
@@ -396,6 +400,7 @@ class Collector:
                     continue
                 metrics.INSTRUMENTS_AGE_S.labels(exchange=self._name).set(0)
                 self._halted[protocol] = instruments.halted_now(catalog, self._names[protocol])
+                self._emitter.know(self._of_interest(catalog))
                 for link in tuple(self._links):
                     if link.source.exchange.name == protocol:
                         link.halted(self._halted[protocol])

@@ -85,7 +85,7 @@ def question(role: Role, opportunity: Opportunity, now_ns: int) -> str:
         "sell_symbol": opportunity.sell.symbol,
         "net_bps": float(opportunity.net_bps),
         "naive_bps": float(opportunity.naive_bps),
-        "closed_loop_bps": float(opportunity.closed_loop_bps),
+        "closed_loop_bps": None if opportunity.closed_loop_bps is None else float(opportunity.closed_loop_bps),
         "profit_usd": round(float(opportunity.profit_usd), 2),
         "notional_usd": round(float(opportunity.notional_usd), 2),
         "depth_limited": opportunity.depth_limited,
@@ -111,7 +111,7 @@ def _leg(name: str, leg: Leg) -> dict[str, float | int | None]:
         f"{name}_book_age_ms": leg.book_age_ms,
         f"{name}_spread_bps": spread,
         f"{name}_levels": leg.levels,
-        f"{name}_fee_bps": float(leg.fee_bps),
+        f"{name}_fee_bps": None if leg.fee_bps is None else float(leg.fee_bps),
     }
 
 

@@ -1,11 +1,24 @@
-"""Wiring of the detector: settings, readers, engine, publisher, run."""
+"""Wiring of the detector: settings, readers, engine, publisher, run; live, and over what was recorded."""
 
+import contextlib
+import sys
 import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import IO
 
+from services.detector import recorded
 from services.detector.engine import Engine
+from services.detector.recorded import Member, Range
+from services.detector.replay import Recorded, merged, refuse, replay
 from services.detector.service import ADOPT_MS, BACK_MS, GROUP, Detector
 from shared import cluster, kafka, process, topics
+from shared.errors import InputError, UsageError
 from shared.settings import Settings
+from shared.symbols import split
+
+READ = [*topics.tick_topics(), topics.FX_RATES]
+EVENTS = [topics.OPPORTUNITIES, topics.REJECTIONS, topics.OUTCOMES]
 
 
 def main(settings: Settings) -> None:
@@ -16,25 +29,108 @@ def main(settings: Settings) -> None:
         TopicMismatch: topics missing, or not co-partitioned: exit 2.
     """
     stop = process.stop_on_signal()
-    needed = [*topics.tick_topics(), topics.FX_RATES, topics.OPPORTUNITIES, topics.REJECTIONS, topics.TICKS_DLQ]
-    cluster.require_topics(settings.kafka, needed)
+    cluster.require_topics(settings.kafka, [*READ, *EVENTS, topics.TICKS_DLQ])
     publisher = kafka.Publisher(kafka.event_producer(settings.kafka, "detector"), drop_when_full=False)
     now_ms = int(time.time() * 1000)
     detector = Detector(
         Engine(settings),
         publisher,
-        lambda: kafka.read_range(
-            kafka.reader(settings.kafka, "detector"), topics.OPPORTUNITIES, int(time.time() * 1000) - ADOPT_MS
-        ),
+        lambda: [
+            record
+            for topic in (topics.OPPORTUNITIES, topics.OUTCOMES)
+            for record in kafka.read_range(
+                kafka.reader(settings.kafka, "detector"), topic, int(time.time() * 1000) - ADOPT_MS
+            )
+        ],
         lambda record, error: kafka.dead_letter(publisher, record, group=GROUP, stage="decode", error=error),
     )
-    rates = kafka.Reader(kafka.reader(settings.kafka, "detector"), [topics.FX_RATES], now_ms - BACK_MS)
-    ticks = kafka.TicksReader(
-        kafka.tick_consumer(settings.kafka, "detector", GROUP), topics.tick_topics(), BACK_MS, detector.on_owned
-    )
+    config, since_ms = kafka.reader(settings.kafka, "detector"), now_ms - BACK_MS
+    with contextlib.ExitStack() as stack:
+        stack.callback(publisher.close)
+        others = [kafka.Reader(config, [topics.FX_RATES], since_ms)]
+        if numbers := bridge_numbers(settings):
+            others.append(kafka.Reader(config, topics.tick_topics(), since_ms, numbers))
+        for reader in others:
+            stack.callback(reader.close)
+        ticks = kafka.TicksReader(
+            kafka.tick_consumer(settings.kafka, "detector", GROUP), topics.tick_topics(), BACK_MS, detector.on_owned
+        )
+        stack.callback(ticks.close)
+        detector.run(ticks, others, stop)
+
+
+def bridge_numbers(settings: Settings) -> set[int]:
+    """Partition numbers of the bridge coins that some symbol is quoted in: their books are needed whoever owns them."""
+    if not settings.detector.routes:
+        return set()
+    quotes = {split(symbol)[1] for one in settings.enabled_exchanges().values() for symbol in one.symbols}
+    return {kafka.partition_of(base, topics.TICK_PARTITIONS) for base in quotes.intersection(settings.detector.bridges)}
+
+
+def from_files(settings: Settings, files: Sequence[Path], within: Range | None, out: Path | None) -> None:
+    """What the messages of files bring, as JSON lines to `out` (standard output without).
+
+    Raises:
+        InputError: a file or a line of it cannot be read.
+    """
+    process.keep_garbage_small()
+    messages = merged(recorded.of_files(files, within))
+    _write(settings, messages, within, out, strict=True)
+
+
+def from_topics(settings: Settings, within: Range, out: Path | None) -> None:
+    """The same from the tick topics.
+
+    Raises:
+        UsageError: some of the range has been deleted, or may still grow.
+        BrokerUnavailable, TopicMismatch: as for any reader.
+    """
+    process.keep_garbage_small()
+    cluster.require_topics(settings.kafka, READ)
+    found = recorded.find(settings, within)
+    messages = merged(recorded.of_topics(settings, found, within))
+    _write(settings, messages, within, out, strict=False)
+
+
+def share(settings: Settings, within: Range, group: str) -> None:
+    """Publish what a range of the topics brings, as one of any number of processes with the same `group`.
+
+    Raises:
+        UsageError: some of the range has been deleted or may still grow, or the group is not one for this.
+        ArbiterError: told to stop before all was done.
+        BrokerUnavailable, TopicMismatch: as for any reader.
+    """
+    if group == GROUP:
+        raise UsageError(f"--group {group!r} is that of the live detectors; choose another name")
+    stop = process.stop_on_signal()
+    cluster.require_topics(settings.kafka, [*READ, *EVENTS])
+    found = recorded.find(settings, within)
+    with contextlib.ExitStack() as stack:
+        publisher = kafka.Publisher(kafka.event_producer(settings.kafka, "replay"), drop_when_full=False)
+        stack.callback(publisher.close)
+        config = kafka.share_consumer(settings.kafka, "replay", group)
+        member = kafka.PartitionShare(config, topics.tick_topics(), recorded.group_label(within))
+        stack.callback(member.close)
+        Member(settings, within, member, publisher, found, stop).run()
+
+
+def _write(
+    settings: Settings, messages: Iterable[Recorded], within: Range | None, out: Path | None, *, strict: bool
+) -> None:
+    until_ns = None if within is None else within.until_ns
+    with _output(out) as file:
+        for event in replay(Engine(settings), messages, until_ns, refuse if strict else recorded.leave_out):
+            file.write(event.encode() + b"\n")
+        file.flush()
+
+
+@contextlib.contextmanager
+def _output(out: Path | None) -> Iterator[IO[bytes]]:
+    if out is None:
+        yield sys.stdout.buffer
+        return
     try:
-        detector.run(ticks, rates, stop)
-    finally:
-        ticks.close()
-        rates.close()
-        publisher.close()
+        with out.open("wb") as file:
+            yield file
+    except OSError as error:
+        raise InputError(str(out), error.strerror or str(error)) from None

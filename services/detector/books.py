@@ -2,16 +2,24 @@
 
 import datetime
 from decimal import Decimal
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from services.detector.context import Volatility
-from shared import symbols
-from shared.fees import taker_fee_bps
-from shared.messages import Level
-from shared.settings import ExchangeSettings
+from shared import metrics, symbols
+from shared.errors import UndecodableRecord
+from shared.fees import taker_fee
+from shared.messages import BookTick, HealthTick, Level, RateTick, levels
+from shared.settings import ExchangeSettings, Fee
+
+if TYPE_CHECKING:
+    from services.detector.coin import Coin
+    from services.detector.gap import Gap
 
 Key = tuple[str, str]
 """Exchange and symbol."""
+
+NO_RATE = (0.0, float("inf"))
+"""Bid and ask where no rate is known: nothing ever crosses by it."""
 
 
 def exact(levels: list[Level]) -> list[tuple[Decimal, Decimal]]:
@@ -19,75 +27,180 @@ def exact(levels: list[Level]) -> list[tuple[Decimal, Decimal]]:
     return [(Decimal(repr(price)), Decimal(repr(size))) for price, size in levels]
 
 
+def fee_on(settings: ExchangeSettings, symbol: str, now_ns: int) -> Fee | None:
+    """The line of an exchange's fee schedule that counts for `symbol` at `now_ns` (UTC)."""
+    day = datetime.datetime.fromtimestamp(now_ns / 1e9, datetime.UTC).date()
+    return taker_fee(settings.fees, symbol, settings.fee_tier, day)
+
+
+class OrderTerms(NamedTuple):
+    """What an exchange wants of an order, where it says so: step and least size in base, least value in quote."""
+
+    lot_step: Decimal | None = None
+    min_size: Decimal | None = None
+    min_notional: Decimal | None = None
+
+
+def _first(side: bytes) -> float | None:
+    """Price of the first level; None where there is none."""
+    found = levels(side)
+    return found[0][0] if found else None
+
+
 class HeldBook:
     """The newest book of one symbol on one exchange.
 
     `best_bid` and `best_ask` are 0 and infinity while there is no book, so that nothing ever crosses with it.
+    `touched_ns` is the `received_ns` of the newest message about it; `fx` the rate of its quote currency (bid, ask);
+    `coin` all books of its base asset, and `slot` its place among them; `gaps` what is open or pending between it and
+    others of them.
     """
 
     __slots__ = (
+        "_asks",
+        "_asks_text",
+        "_bids",
+        "_bids_text",
         "alive_ns",
-        "asks",
         "base",
         "best_ask",
         "best_bid",
-        "bids",
+        "buy_factor",
+        "coin",
         "exchange",
         "fee_day",
         "fee_fraction",
+        "fee_in_base",
+        "fx",
+        "gaps",
         "key",
         "quote",
         "received_ns",
+        "sell_factor",
         "sequence",
         "settings",
+        "slot",
         "state",
         "symbol",
+        "terms",
+        "terms_text",
+        "touched_ns",
         "version",
         "volatility",
     )
 
-    def __init__(self, exchange: str, symbol: str, settings: ExchangeSettings) -> None:
+    def __init__(self, exchange: str, symbol: str, settings: ExchangeSettings, fx: "Fx") -> None:
         self.exchange = exchange
         self.symbol = symbol
         self.key: Key = (exchange, symbol)
         self.base, self.quote = symbols.split(symbol)
         self.settings = settings
+        self.coin: Coin
+        self.gaps: list[Gap] = []
+        self.slot = 0
+        self.fx = fx
         self.sequence = -1
         self.version = 0
         self.state = "syncing"
         self.alive_ns = 0
         self.received_ns = 0
-        self.bids: list[Level] = []
-        self.asks: list[Level] = []
+        self.touched_ns = 0
+        self._bids_text = self._asks_text = b"[]"
+        self._bids: list[Level] | None = None
+        self._asks: list[Level] | None = None
         self.best_bid = 0.0
         self.best_ask = float("inf")
+        self.terms: OrderTerms | None = None
+        self.terms_text: tuple[str | None, ...] = ()
         self.volatility = Volatility()
         self.fee_day = -1
         self.fee_fraction: Decimal | None = None
+        self.fee_in_base = False
+        self.buy_factor, self.sell_factor = float("inf"), 0.0
 
-    def on_book(self, message: dict[str, Any]) -> None:
-        """A book is itself a proof of life, and only live books are published."""
-        bids, asks = message["bids"], message["asks"]
-        # Adding 0.0 refuses a text here, where the error still points to the record that brought it.
-        best_bid, best_ask = (bids[0][0] + 0.0, asks[0][0] + 0.0) if bids and asks else (0.0, float("inf"))
+    def on_book(self, tick: BookTick) -> None:
+        """A book is itself a proof of life, and only live books are published.
+
+        Raises:
+            UndecodableRecord: its best levels are none.
+        """
+        bids, asks = bytes(tick.bids), bytes(tick.asks)
+        try:  # the first price, without looking at what follows: `levels` will
+            best_bid: float | None = float(bids[2 : bids.index(b",", 2)])
+            best_ask: float | None = float(asks[2 : asks.index(b",", 2)])
+        except ValueError:  # an empty side, blanks, or no level at all
+            best_bid, best_ask = _first(bids), _first(asks)
+        self._bids_text, self._asks_text, self._bids, self._asks = bids, asks, None, None
         self.version += 1
-        self.bids, self.asks, self.best_bid, self.best_ask = bids, asks, best_bid, best_ask
-        self.received_ns = self.alive_ns = message["received_ns"]
+        self.received_ns = self.alive_ns = self.touched_ns = received_ns = tick.received_ns
         self.state = "live"
-        if bids and asks:
-            self.volatility.add(self.received_ns, (best_bid + best_ask) / 2)
+        if best_bid is None or best_ask is None:
+            self.best_bid, self.best_ask = 0.0, float("inf")
+            return
+        self.best_bid, self.best_ask = best_bid, best_ask
+        if received_ns >= self.volatility.next_ns:
+            self.volatility.add(received_ns, (best_bid + best_ask) / 2)
 
-    def on_health(self, message: dict[str, Any]) -> None:
-        self.state = message["state"]
-        self.alive_ns = message["alive_ns"]
+    @property
+    def bids(self) -> list[Level]:
+        """Best first; read when something looks at them."""
+        if self._bids is None:
+            self._bids = self._read(self._bids_text)
+        return self._bids
+
+    @property
+    def asks(self) -> list[Level]:
+        """Best first; read when something looks at them."""
+        if self._asks is None:
+            self._asks = self._read(self._asks_text)
+        return self._asks
+
+    def _read(self, side: bytes) -> list[Level]:
+        """A side; nothing, and the book is none any more, if there is a level in it that is none."""
+        try:
+            return levels(side)
+        except UndecodableRecord:
+            metrics.TICKS_UNREADABLE.labels(exchange=self.exchange).inc()
+            self.state = "gap"
+            return []
+
+    def on_health(self, tick: HealthTick) -> None:
+        """Raises decimal.InvalidOperation: a term is no number."""
+        self.state = tick.state
+        self.alive_ns = tick.alive_ns
+        self.touched_ns = tick.received_ns
+        texts = (tick.lot_step, tick.min_size, tick.min_notional)
+        if texts != self.terms_text:  # once a second the same
+            self.terms = OrderTerms(*(None if text is None else Decimal(text) or None for text in texts))
+            self.terms_text = texts
+            self.version += 1
+
+    def order_terms(self, usd: Decimal) -> tuple[Decimal | None, Decimal | None, Decimal | None]:
+        """Lot step, least size (base) and least value (USD): the exchange's own, else those of the settings.
+
+        Args:
+            usd: USD per unit of the quote currency.
+        """
+        stated = self.terms
+        if stated is None or stated.lot_step is None:
+            return self.settings.lot_step, None, self.settings.min_notional_usd
+        least = None if stated.min_notional is None else stated.min_notional * usd
+        return stated.lot_step, stated.min_size, least
 
     def fee(self, now_ns: int) -> Decimal | None:
-        """Taker fee of today as a fraction; None if the schedule does not know."""
+        """Taker fee of today as a fraction; None if the schedule does not know.
+
+        Along with it `buy_factor` and `sell_factor` are of today: cost of a unit received, proceeds of a unit sold.
+        """
         day = now_ns // 86_400_000_000_000
         if day != self.fee_day:
-            date = datetime.datetime.fromtimestamp(now_ns / 1e9, datetime.UTC).date()
-            bps = taker_fee_bps(self.settings.fees, self.symbol, date)
-            self.fee_day, self.fee_fraction = day, None if bps is None else bps / 10_000
+            fee = fee_on(self.settings, self.symbol, now_ns)
+            self.fee_day, self.fee_fraction = day, None if fee is None else fee.taker_bps / 10_000
+            self.fee_in_base = fee is not None and fee.in_base
+            if self.fee_fraction is not None:
+                f = float(self.fee_fraction)
+                self.sell_factor = 1 - f
+                self.buy_factor = 1 + f if not self.fee_in_base else 1 / (1 - f) if f < 1 else float("inf")
         return self.fee_fraction
 
     def usable(self, now_ns: int, max_silence_ns: int) -> bool:
@@ -107,34 +220,88 @@ class HeldRate(NamedTuple):
     state: str
 
 
+class Fx:
+    """The conversion of one quote currency to USD in use now, shared by all books that are quoted in it.
+
+    `rate` is None for USD itself and where none is usable; `known` whether there is any at all (a stale one); `version`
+    that of `Rates` when it last changed.
+    """
+
+    __slots__ = ("ask", "bid", "known", "quote", "rate", "version")
+
+    def __init__(self, quote: str) -> None:
+        self.quote = quote
+        self.rate: HeldRate | None = None
+        self.known = False
+        self.version = 0
+        self.bid, self.ask = (1.0, 1.0) if quote == "USD" else NO_RATE
+
+
 class Rates:
     """Conversion of quote currencies to USD, from the first exchange in the list that has a live rate.
 
-    Raises nothing: a missing rate is None and a verdict of its own.
+    A coin that others are quoted in (a bridge) has the book of its USD pair as its rate.
     """
 
     def __init__(self, exchanges: tuple[str, ...], max_silence_ns: int) -> None:
         self._order = exchanges
         self._max_silence_ns = max_silence_ns
         self._held: dict[Key, HeldRate] = {}
+        self._fx: dict[str, Fx] = {}
+        self._now_ns = 0
         self.version = 0
+        """Rises when a rate in use has changed."""
 
-    def on_rate(self, message: dict[str, Any]) -> bool:
+    def fx(self, quote: str) -> Fx:
+        """The conversion of `quote`; its numbers follow `renew`."""
+        found = self._fx.get(quote)
+        if found is None:
+            found = self._fx[quote] = Fx(quote)
+            self._renew(found, self._now_ns)
+        return found
+
+    def current(self, fx: "Fx", now_ns: int) -> HeldRate | None:
+        """The rate in use at this moment, if any: silence may have made the last one too old."""
+        if fx.rate is not None and now_ns - fx.rate.received_ns > self._max_silence_ns:
+            self._renew(fx, now_ns)
+        return fx.rate
+
+    def on_rate(self, tick: RateTick, now_ns: int) -> bool:
         """Take in a `rate`; whether it was newer than the one held."""
-        key = (message["exchange"], message["symbol"])
+        key = (tick.exchange, tick.symbol)
         held = self._held.get(key)
-        if held is not None and message["sequence"] <= held.sequence:
+        if held is not None and tick.sequence <= held.sequence:
             return False
-        new = HeldRate(
-            *key, message["sequence"], message["received_ns"], message["bid"], message["ask"], message["state"]
-        )
-        self._held[key] = new
-        if held is None or (held.bid, held.ask, held.state) != (new.bid, new.ask, new.state):
-            self.version += 1
+        self._held[key] = HeldRate(*key, tick.sequence, tick.received_ns, tick.bid, tick.ask, tick.state)
+        self._now_ns = now_ns
+        quote = symbols.base_of(key[1])
+        if quote in self._fx:
+            self._renew(self._fx[quote], now_ns)
         return True
 
-    def find(self, quote: str, now_ns: int) -> tuple[HeldRate | None, bool]:
-        """The usable rate of `quote` in USD, and whether there was any at all (a stale one)."""
+    def on_bridge(self, book: HeldBook) -> None:
+        """Take in the top of a bridge coin's USD book; it counts from the next `renew` on."""
+        self._held[book.key] = HeldRate(
+            *book.key, book.sequence, book.alive_ns, book.best_bid, book.best_ask, book.state
+        )
+
+    def renew(self, now_ns: int) -> None:
+        """Time has moved on: rates may have become too old, or another exchange's be better placed."""
+        self._now_ns = now_ns
+        for fx in self._fx.values():
+            self._renew(fx, now_ns)
+
+    def _renew(self, fx: Fx, now_ns: int) -> None:
+        if fx.quote == "USD":
+            return
+        rate, fx.known = self._find(fx.quote, now_ns)
+        bid, ask = NO_RATE if rate is None else (rate.bid, rate.ask)
+        if (bid, ask) != (fx.bid, fx.ask):
+            self.version += 1
+            fx.version = self.version
+        fx.rate, fx.bid, fx.ask = rate, bid, ask
+
+    def _find(self, quote: str, now_ns: int) -> tuple[HeldRate | None, bool]:
         symbol = f"{quote}-USD"
         known = False
         for exchange in self._order:

@@ -48,17 +48,18 @@ class Trades:
 class Volatility:
     """Mid prices of one book, one a second, over a sliding minute."""
 
-    __slots__ = ("_mids", "_second")
+    __slots__ = ("_mids", "next_ns")
 
     def __init__(self) -> None:
         self._mids: deque[tuple[int, float]] = deque(maxlen=61)
-        self._second = 0
+        self.next_ns = 0
+        """Before this nothing needs to be added."""
 
     def add(self, received_ns: int, mid: float) -> None:
         """Keep the first mid of each second."""
-        second = received_ns // SECOND_NS
-        if second > self._second:
-            self._second = second
+        if received_ns >= self.next_ns:
+            second = received_ns // SECOND_NS
+            self.next_ns = (second + 1) * SECOND_NS
             self._mids.append((second, mid))
 
     def bps_1m(self, now_ns: int) -> Decimal | None:

@@ -2,8 +2,12 @@
 
 Buying takes the asks of one book, selling the bids of another. With fee fractions f and conversion x to USD (the ask
 of the quote currency to obtain it, the bid to give it away), a unit costs `c = p * x * (1 + f)` and brings
-`d = r * x * (1 - f)`. Walking both books while `d > c` gives the maximum profit, because the marginal edge never
-rises along the walk. Caps come after it, then the common lot step, and all numbers again at the final size.
+`d = r * x * (1 - f)`; where the buying exchange takes its fee out of the coin, a unit to be sold costs
+`c = p * x / (1 - f)`. Walking both books while `d > c` gives the maximum profit, because the marginal edge never rises
+along the walk. Every cap ends the same walk earlier. Then the lot steps, and all numbers again at the final sizes.
+
+The size is the largest at which every unit still pays, floored to the lots: rounding up could earn more in total, but
+its last units would lose, and its limit price would be beyond the edge.
 """
 
 import decimal
@@ -11,21 +15,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from math import lcm
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-from shared.messages import Reason
+from shared.messages import Limit, Reason
 
 Levels = Sequence[tuple[Decimal, Decimal]]
 """(price, size), best first."""
 
-EXACT = decimal.Context(prec=80, rounding=decimal.ROUND_HALF_EVEN)
+EXACT = decimal.Context(prec=120, rounding=decimal.ROUND_HALF_EVEN)
 """Wide enough for every product and sum of wire numbers: they stay exact."""
 
 QUOTIENT = decimal.Context(prec=28, rounding=decimal.ROUND_HALF_EVEN)
 """Divisions that do not end (average prices, basis points) are rounded once, here."""
 
 SMALLEST = Decimal("1e-18")
-"""Sizes that a cap in USD cuts out of a level are floored to this (no coin has smaller units)."""
+"""Sizes that a cap in money cuts out of a level are floored to this (no coin has smaller units)."""
+
+DUST = Decimal("1e-45")
+"""What must be bought to receive a size after a fee in the coin is rounded up to this: the division does not end."""
 
 ONE, ZERO, BPS = Decimal(1), Decimal(0), Decimal(10_000)
 
@@ -39,25 +46,61 @@ class Side:
         rate: USD per unit of the quote currency: ask on the buying side, bid on the selling side.
         lot_step: Sizes must be multiples of it; None: any size.
         min_notional: Smallest order in USD; None: none.
+        fee_in_base: On buying, the fee is taken out of the coin (selling always pays out of the quote currency).
+        min_size: Smallest order in base; None: none.
     """
 
     fee: Decimal = ZERO
     rate: Decimal = ONE
     lot_step: Decimal | None = None
     min_notional: Decimal | None = None
+    fee_in_base: bool = False
+    min_size: Decimal | None = None
 
 
-class Fill(NamedTuple):
-    """A walk's result. `buy_quote` and `sell_quote` are in each leg's own currency and without fees."""
+@dataclass(frozen=True, slots=True)
+class Caps:
+    """What a trade must not exceed; None: no such cap.
+
+    Attributes:
+        notional: Bought value in USD, without fees.
+        spend: Balance on the buying side, in its quote currency: value and fee.
+        sell: Balance on the selling side, in base.
+        share: Share (0 to 1) of the published depth of either side.
+    """
+
+    notional: Decimal | None = None
+    spend: Decimal | None = None
+    sell: Decimal | None = None
+    share: Decimal | None = None
+
+
+NO_CAPS = Caps()
+
+
+class Walk(NamedTuple):
+    """The largest sizes at which every unit pays: of the order to buy, of the order to sell, and what ended them."""
+
+    bought: Decimal
+    sold: Decimal
+    ended: Limit
+
+
+class Taken(NamedTuple):
+    """A size filled on one side of a book: its value in the quote currency without fee, its worst price, its levels."""
+
+    quote: Decimal
+    limit: Decimal
+    levels: int
+
+
+class BridgeFill(NamedTuple):
+    """The order on the bridge's book, where the route has one."""
 
     size: Decimal
-    buy_quote: Decimal
-    sell_quote: Decimal
-    buy_limit: Decimal | None
-    sell_limit: Decimal | None
-    buy_levels: int
-    sell_levels: int
-    ended: Literal["margin", "depth", "cap"]
+    vwap: Decimal | None
+    limit: Decimal | None
+    levels: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +108,13 @@ class Evaluation:
     """What a pair of books is worth, and why not if it is worth nothing.
 
     `reasons` is empty exactly if there is a size with a profit. The bps are of the executed fills, or of the top of
-    the books where nothing is executable; None where a side is empty.
+    the books where nothing is executable; None where a side is empty. `size` is that of the order to buy, `sell_size`
+    of the one to sell (less where the fee is taken out of the coin). `limited_by` is None where nothing is executable.
     """
 
     reasons: tuple[Reason, ...]
     size: Decimal
+    sell_size: Decimal
     profit: Decimal
     notional: Decimal
     naive_bps: Decimal | None
@@ -81,62 +126,74 @@ class Evaluation:
     sell_limit: Decimal | None
     buy_levels: int
     sell_levels: int
-    depth_limited: bool
+    limited_by: Limit | None
+    bridge: BridgeFill | None = None
+
+    @property
+    def depth_limited(self) -> bool:
+        """The published depth ran out: how much more there is, nobody knows."""
+        return self.limited_by == "depth"
 
 
-def walk(
-    asks: Levels,
-    bids: Levels,
-    buy: Side,
-    sell: Side,
-    max_size: Decimal | None = None,
-    max_notional: Decimal | None = None,
-) -> Fill:
-    """Buy and sell level by level while each further unit still brings more than it costs.
-
-    Args:
-        max_size: Stop at this size (base).
-        max_notional: Stop when the bought value (USD, without fees) reaches this.
-    """
+def walk(asks: Levels, bids: Levels, buy: Side, sell: Side, caps: Caps = NO_CAPS) -> Walk:
+    """Buy and sell level by level while each further unit still brings more than it costs, and no cap is reached."""
     with decimal.localcontext(EXACT):
-        cost_factor, proceeds_factor = buy.rate * (1 + buy.fee), sell.rate * (1 - sell.fee)
-        size = buy_quote = sell_quote = ZERO
-        buy_limit = sell_limit = None
-        i = j = buy_levels = sell_levels = 0
+        kept = _kept(buy)
+        cost_factor, proceeds_factor = _cost_factor(buy), sell.rate * (1 - sell.fee) * kept
+        most_bought, most_sold = _most(asks, bids, caps)
+        money = _most_money(caps, buy)
+        bought = sold = spent = ZERO
+        i = j = 0
         ask_left = asks[0][1] if asks else ZERO
         bid_left = bids[0][1] if bids else ZERO
-        ended: Literal["margin", "depth", "cap"] = "depth"
         while i < len(asks) and j < len(bids):
-            ask, bid = asks[i][0], bids[j][0]
-            if bid * proceeds_factor <= ask * cost_factor:
-                ended = "margin"
-                break
-            step = min(ask_left, bid_left)
-            capped = step
-            if max_size is not None:
-                capped = min(capped, max_size - size)
-            if max_notional is not None:
-                room = (max_notional - buy_quote * buy.rate) / (ask * buy.rate)
-                if room < capped:
-                    capped = max(ZERO, room.quantize(SMALLEST, rounding=decimal.ROUND_DOWN))
-            if capped > 0:
-                size += capped
-                buy_quote += capped * ask
-                sell_quote += capped * bid
-                buy_limit, sell_limit = ask, bid
-                buy_levels, sell_levels = i + 1, j + 1
-            if capped < step:
-                ended = "cap"
-                break
+            ask = asks[i][0]
+            if bids[j][0] * proceeds_factor <= ask * cost_factor:
+                return Walk(bought, sold, "margin")
+            step, gives = ask_left, ask_left * kept
+            if bid_left < gives:
+                step, gives = min(ask_left, _needed(bid_left, kept)), bid_left
+            ended: Limit | None = None
+            if most_bought is not None and bought + step > most_bought:
+                step, ended = most_bought - bought, "share"
+                gives = min(gives, step * kept)
+            if most_sold is not None and sold + gives > most_sold[0]:
+                gives, ended = most_sold[0] - sold, most_sold[1]
+                step = min(step, _needed(gives, kept))
+            for most, factor, what in money:
+                room = (most - spent * factor) / (ask * factor)
+                if room < step:
+                    step, ended = max(ZERO, room.quantize(SMALLEST, rounding=decimal.ROUND_DOWN)), what
+                    gives = min(gives, step * kept)
+            bought += step
+            sold += gives
+            spent += step * ask
+            if ended is not None:
+                return Walk(bought, sold, ended)
             ask_left -= step
-            bid_left -= step
+            bid_left -= gives
             if ask_left == 0:
                 i += 1
                 ask_left = asks[i][1] if i < len(asks) else ZERO
             if bid_left == 0:
                 j += 1
                 bid_left = bids[j][1] if j < len(bids) else ZERO
-        return Fill(size, buy_quote, sell_quote, buy_limit, sell_limit, buy_levels, sell_levels, ended)
+        return Walk(bought, sold, "depth")
+
+
+def take(levels: Levels, size: Decimal) -> Taken:
+    """Fill `size` from the best level on. The levels must hold it."""
+    with decimal.localcontext(EXACT):
+        left, quote, limit, count = size, ZERO, levels[0][0], 0
+        for price, available in levels:
+            if left <= 0:
+                break
+            step = min(left, available)
+            quote += step * price
+            left -= step
+            limit = price
+            count += 1
+        return Taken(quote, limit, count)
 
 
 def common_step(*steps: Decimal | None) -> Decimal | None:
@@ -157,77 +214,69 @@ def floor_to(size: Decimal, step: Decimal | None) -> Decimal:
         return (size // step) * step
 
 
+def ceil_to(size: Decimal, step: Decimal | None) -> Decimal:
+    """The smallest multiple of `step` not below `size`."""
+    if step is None:
+        return size
+    with decimal.localcontext(EXACT):
+        count = size // step
+        return (count if count * step == size else count + 1) * step
+
+
 def evaluate(
     asks: Levels,
     bids: Levels,
     buy: Side,
     sell: Side,
-    max_notional: Decimal | None = None,
+    caps: Caps = NO_CAPS,
     closed_loop: Decimal | None = ONE,
 ) -> Evaluation:
     """The maximum-profit trade under all caps, and what it is worth.
 
     Args:
-        max_notional: Largest bought value in USD; None: no cap.
         closed_loop: What a unit of the sale's quote currency brings in the currency that was spent, after the
             conversion's own fees; None if that is unknown.
     """
     if not asks or not bids:
         return nothing((Reason.DEPTH,), None, None, None)
-    naive, net, closed = _bps(asks[0][0], bids[0][0], buy, sell, closed_loop)
-    best = walk(asks, bids, buy, sell, max_notional=max_notional)
-    if best.size == 0:
-        reasons = (Reason.DEPTH,) if best.ended == "cap" else _eaten_by(asks[0][0], bids[0][0], buy, sell)
-        return nothing(reasons, naive, net, closed)
-    size = floor_to(best.size, common_step(buy.lot_step, sell.lot_step))
-    if size == 0:
-        return nothing((Reason.LOT,), naive, net, closed)
-    fill = best if size == best.size else walk(asks, bids, buy, sell, max_size=size)
+    tops = _bps(asks[0][0], bids[0][0] * _kept(buy), ONE, _kept(buy), buy, sell, closed_loop)
+    best = walk(asks, bids, buy, sell, caps)
+    if best.sold == 0:
+        if best.ended == "margin":
+            return nothing(_eaten_by(asks[0][0], bids[0][0], buy, sell), *tops)
+        return nothing((Reason.BALANCE if best.ended == "balance" else Reason.DEPTH,), *tops)
+    size, sell_size = _in_lots(best, buy, sell)
+    if sell_size == 0:
+        return nothing((Reason.LOT,), *tops)
+    bought, sold = take(asks, size), take(bids, sell_size)
     with decimal.localcontext(EXACT):
-        notional = fill.buy_quote * buy.rate
-        sold = fill.sell_quote * sell.rate
-        profit = sold * (1 - sell.fee) - notional * (1 + buy.fee)
-    if (buy.min_notional is not None and notional < buy.min_notional) or (
-        sell.min_notional is not None and sold < sell.min_notional
-    ):
-        return nothing((Reason.MIN_NOTIONAL,), naive, net, closed)
-    buy_vwap = QUOTIENT.divide(fill.buy_quote, size)
-    sell_vwap = QUOTIENT.divide(fill.sell_quote, size)
-    naive, net, closed = _bps(fill.buy_quote, fill.sell_quote, buy, sell, closed_loop)
+        notional, proceeds = bought.quote * buy.rate, sold.quote * sell.rate
+        profit = proceeds * (1 - sell.fee) - notional * _quote_factor(buy)
+    if profit <= 0:  # the coins that are bought for the fee and cannot be sold in lots
+        return nothing((Reason.LOT,), *tops)
+    if _too_small(size, notional, buy) or _too_small(sell_size, proceeds, sell):
+        return nothing((Reason.MIN_NOTIONAL,), *tops)
     return Evaluation(
         (),
         size,
+        sell_size,
         profit,
         notional,
-        naive,
-        net,
-        closed,
-        buy_vwap,
-        sell_vwap,
-        fill.buy_limit,
-        fill.sell_limit,
-        fill.buy_levels,
-        fill.sell_levels,
-        best.ended == "depth",
+        *_bps(bought.quote, sold.quote, size, sell_size, buy, sell, closed_loop),
+        QUOTIENT.divide(bought.quote, size),
+        QUOTIENT.divide(sold.quote, sell_size),
+        bought.limit,
+        sold.limit,
+        bought.levels,
+        sold.levels,
+        best.ended,
     )
 
 
 def nothing(
     reasons: tuple[Reason, ...], naive: Decimal | None, net: Decimal | None, closed: Decimal | None
 ) -> Evaluation:
-    return Evaluation(reasons, ZERO, ZERO, ZERO, naive, net, closed, None, None, None, None, 0, 0, False)
-
-
-def _bps(
-    bought: Decimal, sold: Decimal, buy: Side, sell: Side, closed_loop: Decimal | None
-) -> tuple[Decimal, Decimal, Decimal | None]:
-    """Naive (no conversion, no fees), net (both) and closed loop (and converted back), in bps of the cost."""
-    with decimal.localcontext(EXACT):
-        spent, earned = bought * (1 + buy.fee), sold * (1 - sell.fee)
-        naive = ratio_bps(sold, bought)
-        net = ratio_bps(earned * sell.rate, spent * buy.rate)
-        closed = None if closed_loop is None else ratio_bps(earned * closed_loop, spent)
-    return naive, net, closed
+    return Evaluation(reasons, ZERO, ZERO, ZERO, ZERO, naive, net, closed, None, None, None, None, 0, 0, None)
 
 
 def ratio_bps(part: Decimal, whole: Decimal) -> Decimal:
@@ -235,12 +284,92 @@ def ratio_bps(part: Decimal, whole: Decimal) -> Decimal:
         return QUOTIENT.divide((part - whole) * BPS, whole)
 
 
+# ---------------------------------------------------------------- inside
+
+
+def _kept(buy: Side) -> Decimal:
+    """What is left of a bought unit."""
+    return 1 - buy.fee if buy.fee_in_base else ONE
+
+
+def _quote_factor(buy: Side) -> Decimal:
+    """What is paid for a value of one, in the quote currency."""
+    return ONE if buy.fee_in_base else 1 + buy.fee
+
+
+def _cost_factor(buy: Side) -> Decimal:
+    return buy.rate * _quote_factor(buy)
+
+
+def _needed(received: Decimal, kept: Decimal) -> Decimal:
+    """What must be bought to receive so much."""
+    return received if kept == 1 else (received / kept).quantize(DUST, rounding=decimal.ROUND_UP)
+
+
+def _most_money(caps: Caps, buy: Side) -> list[tuple[Decimal, Decimal, Limit]]:
+    """Caps of the value bought: the most, what a quote unit of it counts, and which cap it is."""
+    found: list[tuple[Decimal, Decimal, Limit]] = []
+    if caps.notional is not None:
+        found.append((caps.notional, buy.rate, "notional"))
+    if caps.spend is not None:
+        found.append((caps.spend, _quote_factor(buy), "balance"))
+    return found
+
+
+def _most(asks: Levels, bids: Levels, caps: Caps) -> tuple[Decimal | None, tuple[Decimal, Limit] | None]:
+    """Most to be bought (by the share of the depth), and most to be sold, and by which cap."""
+    most_bought: Decimal | None = None
+    most_sold: tuple[Decimal, Limit] | None = None
+    if caps.share is not None and caps.share < 1:
+        most_bought = caps.share * sum((size for _, size in asks), ZERO)
+        most_sold = (caps.share * sum((size for _, size in bids), ZERO), "share")
+    if caps.sell is not None and (most_sold is None or caps.sell < most_sold[0]):
+        most_sold = (caps.sell, "balance")
+    return most_bought, most_sold
+
+
+def _in_lots(best: Walk, buy: Side, sell: Side) -> tuple[Decimal, Decimal]:
+    """Sizes to buy and to sell that both exchanges take: equal, unless the fee is taken out of the coin."""
+    kept = _kept(buy)
+    if kept == 1:
+        size = floor_to(best.sold, common_step(buy.lot_step, sell.lot_step))
+        return size, size
+    with decimal.localcontext(EXACT):
+        most = floor_to(best.bought, buy.lot_step)
+        sold = floor_to(min(best.sold, most * kept), sell.lot_step)
+        return min(most, ceil_to(_needed(sold, kept), buy.lot_step)), sold
+
+
+def _too_small(size: Decimal, value_usd: Decimal, side: Side) -> bool:
+    return (side.min_notional is not None and value_usd < side.min_notional) or (
+        side.min_size is not None and size < side.min_size
+    )
+
+
+def _bps(
+    bought_quote: Decimal,
+    sold_quote: Decimal,
+    bought: Decimal,
+    sold: Decimal,
+    buy: Side,
+    sell: Side,
+    closed_loop: Decimal | None,
+) -> tuple[Decimal, Decimal, Decimal | None]:
+    """Naive (prices alone), net (fees and conversion) and closed loop (and converted back), in bps of the cost."""
+    with decimal.localcontext(EXACT):
+        spent, earned = bought_quote * _quote_factor(buy), sold_quote * (1 - sell.fee)
+        naive = ratio_bps(sold_quote * bought, bought_quote * sold)
+        net = ratio_bps(earned * sell.rate, spent * buy.rate)
+        closed = None if closed_loop is None else ratio_bps(earned * closed_loop, spent)
+    return naive, net, closed
+
+
 def _eaten_by(ask: Decimal, bid: Decimal, buy: Side, sell: Side) -> tuple[Reason, ...]:
     """Why the first unit does not pay: no crossing, fees, conversion, or both together."""
     with decimal.localcontext(EXACT):
         crossing = bid > ask
         crossing_converted = bid * sell.rate > ask * buy.rate
-        pays_fees = bid * (1 - sell.fee) > ask * (1 + buy.fee)
+        pays_fees = bid * (1 - sell.fee) * _kept(buy) > ask * _quote_factor(buy)
     if not crossing and not crossing_converted:
         return (Reason.NO_CROSSING,)
     reasons = []

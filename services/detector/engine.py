@@ -1,19 +1,29 @@
-"""The detector without Kafka and clock: messages and moments in, opportunities and rejections out.
+"""The detector without Kafka and clock: messages and moments in, opportunities, rejections and outcomes out.
 
-A tick is compared with the other exchanges' books of its own coin only, so its cost does not grow with the number
-of symbols. Same messages in the same order at the same moments: same output, byte for byte.
+A tick is compared with the other exchanges' books of its own coin only, and a gap is looked at again only when one of
+its books changes or time alone may change it, so the cost of a tick does not grow with the number of symbols nor of
+open gaps. Same messages in the same order at the same moments: same output, byte for byte.
+
+Routes of three orders are cycles in the graph of rates whose nodes are cash, a bridge coin and the coin: the coin's
+books against each other, with the bridge's book between cash and the one that is quoted in the bridge coin.
 """
 
-from collections.abc import Callable
-from typing import Any
+import heapq
+from collections.abc import Callable, Collection, Iterable
+from itertools import count
 
 from services.detector.books import HeldBook, Key, Rates
-from services.detector.context import Trades
-from services.detector.lifecycle import Event, Lifecycle, Pair
+from services.detector.coin import Coin
+from services.detector.gap import NEVER_NS, Gap
+from services.detector.lifecycle import Lifecycle
+from services.detector.outcomes import Outcomes
 from services.detector.verdict import MS, Judge
 from shared import metrics
-from shared.messages import Opportunity
+from shared.messages import BookTick, DelayedEdge, HealthTick, Opportunity, RateTick, Rejection, Tick, TradeTick
 from shared.settings import Settings
+from shared.symbols import CASH, split
+
+Event = Opportunity | Rejection | DelayedEdge
 
 TIMER_NS = 50_000_000
 """Between messages time is moved on this often."""
@@ -22,150 +32,261 @@ NOTHING: list[Event] = []
 
 
 class Engine:
-    """All state of one detector. Not thread-safe: one thread owns it."""
+    """All state of one detector. Not thread-safe: one thread owns it.
 
-    def __init__(self, settings: Settings) -> None:
+    Args:
+        owned: Which base assets are judged; the books of others are only held (bridge coins that another instance
+            judges). None: all.
+    """
+
+    def __init__(self, settings: Settings, owned: Callable[[str], bool] | None = None) -> None:
         detector = settings.detector
         self._exchanges = settings.exchanges
+        self._owned = owned
         self._rates = Rates(detector.rate_exchanges, detector.max_silence_ms * MS)
+        self._rates_seen = 0
         self._judge = Judge(settings, self._rates)
         self._lifecycle = Lifecycle(detector, self._judge)
+        self._outcomes = Outcomes(detector.outcome_delays_ms, self._judge)
         self._books: dict[Key, HeldBook] = {}
-        self._by_base: dict[str, list[HeldBook]] = {}
-        self._trades: dict[str, Trades] = {}
-        self._pairs: dict[tuple[Key, Key], Pair] = {}
+        self._coins: dict[str, Coin] = {}
+        self._open: dict[str, Coin] = {}
+        self._due: list[tuple[int, int, Gap]] = []
+        self._order = count()
+        self._bridges = frozenset(detector.bridges) if detector.routes else frozenset[str]()
+        self._bridge_moved = False
+        self.crossings = {"opened": 0, "accepted": 0, "rejected": 0}
+        """Gross crossings seen, and what became of those that are over."""
 
-    def on_message(self, message: dict[str, Any], now_ns: int, *, silent: bool = False) -> list[Event]:
+    def on_message(self, tick: Tick, now_ns: int, *, silent: bool = False) -> list[Event]:
         """Take in a `book`, `trade`, `health` or `rate`.
 
         Args:
             silent: Only take it in (a new owner reading back): nothing is judged.
 
         Raises:
-            KeyError, TypeError, ValueError: a field is missing or wrong: the record is not one of ours.
+            UndecodableRecord, ValueError, ArithmeticError: something in it is wrong: the record is not one of ours.
         """
-        kind = message["kind"]
-        if kind == "book":
-            book = self._newer(message)
-            if book is None:
-                return NOTHING
-            book.on_book(message)
-            return NOTHING if silent else self._judge_book(book, now_ns, message["received_ns"])
-        if kind == "trade":
-            book = self._newer(message)
-            if book is not None:
-                self._trades.setdefault(book.base, Trades()).add(message["received_ns"], message["taker_side"])
-            return NOTHING
-        if kind == "health":
-            book = self._newer(message)
-            if book is None:
-                return NOTHING
+        events: list[Event] = list(self._outcomes.until(now_ns)) if now_ns > self._outcomes.next_ns else NOTHING
+        kind = type(tick)
+        if kind is RateTick:
+            self._rates.on_rate(tick, now_ns)  # type: ignore[arg-type]  # by `kind`; judged by the next tick or timer
+            return events
+        book = self._books.get((tick.exchange, tick.symbol)) or self._book(tick.exchange, tick.symbol)
+        if book is None:
+            return events
+        if tick.sequence <= book.sequence:
+            metrics.TICKS_OLD.labels(exchange=book.exchange).inc()
+            return events
+        coin = book.coin
+        if kind is BookTick:
+            book.on_book(tick)  # type: ignore[arg-type]  # by `kind`
+            crossing = coin.moved(book, self._rates)
+        elif kind is HealthTick:
             was_usable = self._judge.usable(book, now_ns)  # a live one may have been silent for too long
-            book.on_health(message)
-            if silent or (was_usable and book.state == "live"):
-                return NOTHING
-            return self._judge_book(book, now_ns, message["received_ns"])
-        if kind == "rate":
-            self._rates.on_rate(message)  # judged by the next tick or the timer: rates move slowly
-        return NOTHING
+            version = book.version
+            book.on_health(tick)  # type: ignore[arg-type]  # by `kind`
+            if was_usable and book.state == "live" and version == book.version:
+                book.sequence = tick.sequence
+                return events
+            crossing = True
+        else:
+            crossing = False
+            coin.trades.add(tick.received_ns, tick.taker_side)  # type: ignore[union-attr]  # by `kind`
+        book.sequence = tick.sequence
+        if coin.bridge and kind is not TradeTick:
+            self._bridge_moved = True
+            self._rates.on_bridge(book)
+        if silent or not coin.owned or not (crossing or book.gaps or coin.bridged):
+            return events
+        judged = self._judge_book(coin, book, now_ns, tick.received_ns, crossing=crossing)
+        return [*events, *judged] if events else judged
 
     def on_timer(self, now_ns: int) -> list[Event]:
-        """Time has moved on: judge all that is open or pending."""
-        events: list[Event] = []
-        for pair in list(self._pairs.values()):
-            events += self._step(pair, now_ns, now_ns)
+        """Time has moved on: judge what it, a rate or a bridge's book may have changed."""
+        events: list[Event] = list(self._outcomes.until(now_ns))
+        self._rates.renew(now_ns)
+        if self._bridge_moved:
+            self._bridge_moved = False
+            for coin in self._coins.values():
+                if coin.bridged and coin.owned:
+                    for book in coin.books:
+                        if book.quote in self._bridges:
+                            events += self._judge_book(coin, book, now_ns, None)
+        if self._rates.version != self._rates_seen:
+            seen, self._rates_seen = self._rates_seen, self._rates.version
+            for coin in list(self._open.values()):
+                for gap in list(coin.gaps.values()):
+                    if any(book.fx.version > seen for book in gap.books):
+                        events += self._step(coin, gap, now_ns, None)
+        due = self._due
+        while due and due[0][0] <= now_ns:
+            at_ns, _, gap = heapq.heappop(due)
+            if gap.due_ns == at_ns:
+                events += self._step(gap.buy.coin, gap, now_ns, None)
         return events
 
     def evaluate_all(self, now_ns: int) -> list[Event]:
-        """Judge every pair once: a new owner's first look."""
-        events: list[Event] = []
-        for book in list(self._books.values()):
-            events += self._judge_book(book, now_ns, now_ns)
-        return events + self.on_timer(now_ns)
+        """Judge every pair of books once: a new owner's first look."""
+        self._rates.renew(now_ns)
+        self._rates_seen = self._rates.version
+        events: list[Event] = list(self._outcomes.until(now_ns))
+        for coin in self._coins.values():
+            if coin.owned:
+                for book in coin.books:
+                    events += self._judge_book(coin, book, now_ns, None)
+        for coin in list(self._open.values()):
+            for gap in list(coin.gaps.values()):
+                events += self._step(coin, gap, now_ns, None)
+        return events
 
     def adopt(self, message: Opportunity) -> bool:
         """Take over an opportunity that another owner left open; whether its exchanges are configured here."""
-        books = [self._book(leg.exchange, leg.symbol) for leg in (message.buy, message.sell)]
-        buy, sell = books
-        if buy is None or sell is None:
+        gap = self._gap_of(message)
+        if gap is None:
             return False
-        pair = self._pairs.setdefault((buy.key, sell.key), Pair(buy, sell))
-        pair.opportunity, pair.adopted = message, True
+        gap = self._known(self._coins[message.base], gap)
+        gap.opportunity, gap.adopted, gap.accepted = message, True, True
+        gap.looked_ns, gap.integral = message.detected_ns, message.integral_bps_s
         return True
 
-    def drop(self, owned: Callable[[str], bool]) -> None:
-        """Forget every base asset that is not ours any more: its new owner goes on."""
-        for base in [base for base in self._by_base if not owned(base)]:
-            for book in self._by_base.pop(base):
-                del self._books[book.key]
-            self._trades.pop(base, None)
-            for key in [key for key, pair in self._pairs.items() if pair.buy.base == base]:
-                del self._pairs[key]
+    def expect(self, opened: Opportunity, published: Collection[int]) -> None:
+        """Compute the outcomes of another owner's opening, but those delays (ms) that it has published."""
+        gap = self._gap_of(opened)
+        if gap is not None:
+            self._outcomes.expect(gap, opened, published)
+
+    def own(self, owned: Callable[[str], bool]) -> None:
+        """From now on judge these base assets, and forget all others (but bridge coins) without a word."""
+        self._owned = owned
+        lost = [base for base in self._coins if not owned(base)]
+        self._outcomes.drop(lost)
+        for base in lost:
+            coin = self._coins[base]
+            for gap in coin.gaps.values():
+                gap.due_ns = 0  # its entry in the heap means nothing any more
+            coin.gaps.clear()
+            for book in coin.books:
+                book.gaps.clear()
+            self._open.pop(base, None)
+            if base not in self._bridges:
+                for book in self._coins.pop(base).books:
+                    del self._books[book.key]
+        for base, coin in self._coins.items():
+            coin.owned = owned(base)
 
     def open_opportunities(self) -> list[Opportunity]:
         """What is open now."""
-        return [pair.opportunity for pair in self._pairs.values() if pair.opportunity is not None]
+        gaps = [gap for coin in self._open.values() for gap in coin.gaps.values()]
+        return [gap.opportunity for gap in gaps if gap.opportunity is not None]
+
+    def is_idle(self) -> bool:
+        """Nothing is open, pending or expected: time alone changes nothing."""
+        return not self._open and not self._bridge_moved and self._outcomes.next_ns == NEVER_NS
 
     # ------------------------------------------------ inside
 
     def _book(self, exchange: str, symbol: str) -> HeldBook | None:
-        key = (exchange, symbol)
-        book = self._books.get(key)
-        if book is None:
-            settings = self._exchanges.get(exchange)
-            if settings is None:
-                return None  # an exchange that this detector has no fees for
-            book = self._books[key] = HeldBook(exchange, symbol, settings)
-            self._by_base.setdefault(book.base, []).append(book)
+        settings = self._exchanges.get(exchange)
+        if settings is None:
+            return None  # an exchange that this detector has no fees for
+        base, quote = split(symbol)
+        book = self._books[(exchange, symbol)] = HeldBook(exchange, symbol, settings, self._rates.fx(quote))
+        coin = self._coins.get(base)
+        if coin is None:
+            coin = self._coins[base] = Coin(
+                base, owned=self._owned is None or self._owned(base), bridge=base in self._bridges
+            )
+        coin.add(book, bridged=quote in self._bridges)
         return book
 
-    def _newer(self, message: dict[str, Any]) -> HeldBook | None:
-        """The book a message is about, if it is newer than what is held."""
-        book = self._books.get((message["exchange"], message["symbol"])) or self._book(
-            message["exchange"], message["symbol"]
-        )
-        if book is None:
+    def _gap_of(self, message: Opportunity) -> Gap | None:
+        """The gap that a message is about; None if one of its exchanges is not configured here."""
+        books = []
+        for leg in (message.buy, message.sell, *(message.legs or ())):
+            books.append(self._books.get((leg.exchange, leg.symbol)) or self._book(leg.exchange, leg.symbol))
+        if None in books:
             return None
-        sequence = message["sequence"]
-        if sequence <= book.sequence:
-            metrics.TICKS_OLD.labels(exchange=book.exchange).inc()
-            return None
-        book.sequence = sequence
-        return book
+        buy, sell, *legs = (book for book in books if book is not None)
+        gap = Gap(buy, sell, next((book for book in legs if book is not buy and book is not sell), None))
+        return self._coins[message.base].gaps.get(gap.key, gap)
 
-    def _judge_book(self, book: HeldBook, now_ns: int, event_ns: int) -> list[Event]:
-        """Compare one book with the other exchanges' books of its coin, in both directions."""
-        peers = self._by_base[book.base]
-        events: list[Event] | None = None
-        pairs = self._pairs
-        bid, ask, quote = book.best_bid, book.best_ask, book.quote
-        usable = self._judge.usable(book, now_ns)
-        for peer in peers:
-            if peer.exchange == book.exchange:
-                continue
-            same = peer.quote == quote
-            for buy, sell, crossing in (
-                (book, peer, peer.best_bid > ask if same else None),
-                (peer, book, bid > peer.best_ask if same else None),
+    def _known(self, coin: Coin, gap: Gap) -> Gap:
+        held = coin.gaps.setdefault(gap.key, gap)
+        if held is gap:
+            gap.buy.gaps.append(gap)
+            gap.sell.gaps.append(gap)
+            self._open[coin.base] = coin
+            self.crossings["opened"] += 1
+        return held
+
+    def _judge_book(
+        self, coin: Coin, book: HeldBook, now_ns: int, event_ns: int | None, *, crossing: bool = True
+    ) -> list[Event]:
+        """Judge what is open between one book and the others of its coin, and what crosses it now, if anything."""
+        events: list[Event] = []
+        for gap in tuple(book.gaps):
+            if gap.gone_ns is None or self._judge.crosses(gap):  # else a rejection that waits for its end: the timer
+                events += self._step(coin, gap, now_ns, event_ns)
+        if crossing:
+            events += self._judge_peers(coin, book, now_ns, event_ns)
+        if coin.bridged:
+            events += self._judge_cycles(coin, book, now_ns, event_ns)
+        return events
+
+    def _judge_peers(self, coin: Coin, book: HeldBook, now_ns: int, event_ns: int | None) -> list[Event]:
+        """New crossings with books of other exchanges, in both directions."""
+        events: list[Event] = []
+        for peer in coin.books:
+            if peer.exchange == book.exchange or (
+                peer.quote != book.quote and not (book.quote in CASH and peer.quote in CASH)
             ):
-                pair = pairs.get((buy.key, sell.key)) if pairs else None
-                if pair is None:
-                    if crossing is None:
-                        crossing = self._judge.crosses(buy, sell, now_ns)
-                    if not crossing or not usable or not self._judge.usable(peer, now_ns):
-                        continue
-                    pair = pairs[(buy.key, sell.key)] = Pair(buy, sell)
-                elif crossing is False and pair.gone_ns is not None:
-                    continue  # a rejection that waits for its end: the timer gives it
-                found = self._step(pair, now_ns, event_ns)
-                if found:
-                    events = found if events is None else events + found
-        return NOTHING if events is None else events
+                continue  # quoted in a coin: by way of a bridge only
+            for buy, sell in ((book, peer), (peer, book)):
+                gap = Gap(buy, sell)
+                if gap.key not in coin.gaps and self._judge.crosses(gap):
+                    events += self._step(coin, self._known(coin, gap), now_ns, event_ns)
+        return events
 
-    def _step(self, pair: Pair, now_ns: int, event_ns: int) -> list[Event]:
-        trades = self._trades.setdefault(pair.buy.base, Trades())
-        events = self._lifecycle.step(pair, now_ns, event_ns, trades)
-        if pair.idle():
-            self._pairs.pop((pair.buy.key, pair.sell.key), None)
-            self._judge.forget(pair.buy, pair.sell)
+    def _judge_cycles(self, coin: Coin, book: HeldBook, now_ns: int, event_ns: int | None) -> list[Event]:
+        """New routes of three orders through one of the coin's books."""
+        events: list[Event] = []
+        for new in self._cycles(coin, book):
+            if new.key not in coin.gaps and self._judge.crosses(new):
+                events += self._step(coin, self._known(coin, new), now_ns, event_ns)
+        return events
+
+    def _cycles(self, coin: Coin, book: HeldBook) -> Iterable[Gap]:
+        """Where to buy the coin, where to sell it, and the bridge's book: on one exchange or two."""
+        for peer in coin.books:
+            quotes = (book.quote, peer.quote)
+            through = [quote for quote in quotes if quote in self._bridges]
+            if len(through) != 1 or not any(quote in CASH for quote in quotes) or through[0] not in self._coins:
+                continue
+            places = (book.exchange, peer.exchange)
+            for bridge in self._coins[through[0]].books:
+                if bridge.exchange in places and bridge.quote in CASH:
+                    yield Gap(book, peer, bridge)
+                    yield Gap(peer, book, bridge)
+
+    def _step(self, coin: Coin, gap: Gap, now_ns: int, event_ns: int | None) -> list[Event]:
+        events: list[Event] = list(self._lifecycle.step(gap, now_ns, event_ns, coin.trades))
+        for event in events:
+            if event.kind == "opportunity" and event.phase == "opened":
+                self._outcomes.expect(gap, event)
+        if gap.idle():
+            if coin.gaps.pop(gap.key, None) is not None:
+                gap.buy.gaps.remove(gap)
+                gap.sell.gaps.remove(gap)
+                outcome = "accepted" if gap.accepted else "rejected"
+                self.crossings[outcome] += 1
+                metrics.CROSSINGS.labels(outcome=outcome).inc()
+                if not coin.gaps:
+                    del self._open[coin.base]
+            gap.due_ns = 0
+            return events
+        due_ns = self._lifecycle.due_ns(gap, now_ns)
+        if due_ns < gap.due_ns or gap.due_ns <= now_ns:
+            gap.due_ns = due_ns
+            heapq.heappush(self._due, (due_ns, next(self._order), gap))
         return events

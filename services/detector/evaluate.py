@@ -6,7 +6,7 @@ from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from services.detector import edge
-from services.detector.edge import ONE, ZERO, Evaluation, Levels, Side
+from services.detector.edge import ONE, ZERO, Caps, Evaluation, Levels, Side
 from shared import symbols
 from shared.errors import InputError
 from shared.messages import Reason
@@ -33,7 +33,9 @@ def evaluate_case(case: Mapping[str, Any]) -> dict[str, Any]:
     terms = [
         Side((fees[i] or ZERO) / 10_000, rate or ONE, lots[i], least[i]) for i, rate in enumerate((buy_rate, sell_rate))
     ]
-    result = edge.evaluate(asks, bids, terms[0], terms[1], most, _closed_loop(rates, buy_quote, sell_quote))
+    result = edge.evaluate(
+        asks, bids, terms[0], terms[1], Caps(notional=most), _closed_loop(rates, buy_quote, sell_quote)
+    )
     if buy_rate is None or sell_rate is None:
         # Without a rate only the naive number exists; it is never taken for 1.
         crossing = bool(asks and bids and bids[0][0] > asks[0][0])

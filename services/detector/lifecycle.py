@@ -1,21 +1,20 @@
-"""From verdicts to messages: one rejection or one opportunity open at a time for each crossing pair. Pure.
+"""From verdicts to messages: one rejection or one opportunity open at a time for each crossing. Pure.
 
-A pair that passes every gate is first a rejection with reason `persistence`; when it has passed for
-`persistence_ms` the rejection closes (`accepted`) and the opportunity opens, with the moment it first passed as
-`opened_ns`. It closes below `close_net_bps`, which is lower than `open_net_bps`, or when a gate fails.
+A gap that passes every gate is first a rejection with reason `persistence`; when it has passed for `persistence_ms` the
+rejection closes (`accepted`) and the opportunity opens, with the moment it first passed as `opened_ns`. It closes when
+its net edge has been below `close_net_bps`, which is lower than `open_net_bps`, for `close_after_ms` (what comes back
+within that is the same opportunity, and meanwhile says so), or at once when a gate fails.
 """
 
-import hashlib
 from decimal import Decimal
 from typing import Any
 
-import orjson
-
 from services.detector.books import HeldBook
 from services.detector.context import Trades, imbalance
-from services.detector.edge import ZERO
+from services.detector.edge import ZERO, BridgeFill, Evaluation
+from services.detector.gap import NEVER_NS, Gap
 from services.detector.verdict import MS, Judge, Verdict
-from shared.messages import Context, Leg, Opportunity, RateUsed, Reason, Rejection
+from shared.messages import Context, Leg, Opportunity, Phase, RateUsed, Reason, Rejection, RouteLeg
 from shared.settings import DetectorSettings
 
 Event = Opportunity | Rejection
@@ -26,268 +25,334 @@ TOP = 5
 REASONS_MIN_NS = 1_000_000_000
 """A rejection whose reasons change is published again at most this often."""
 
-
-def gap_id(base: str, buy: HeldBook, sell: HeldBook, opened_ns: int) -> str:
-    """32 hex digits from the gap itself, so that every instance and every replay finds the same."""
-    parts = [base, "direct", buy.exchange, buy.symbol, sell.exchange, sell.symbol, opened_ns]
-    return hashlib.sha256(orjson.dumps(parts)).hexdigest()[:32]
-
-
-class Pair:
-    """Buying on one book and selling on another: what is open about it."""
-
-    __slots__ = (
-        "adopted",
-        "buy",
-        "gone_ns",
-        "opportunity",
-        "passing_ns",
-        "published_ns",
-        "rejection",
-        "sell",
-    )
-
-    def __init__(self, buy: HeldBook, sell: HeldBook) -> None:
-        self.buy = buy
-        self.sell = sell
-        self.opportunity: Opportunity | None = None
-        self.rejection: Rejection | None = None
-        self.passing_ns: int | None = None
-        self.gone_ns: int | None = None
-        self.published_ns = 0
-        self.adopted = False
-
-    def idle(self) -> bool:
-        """Nothing is open and nothing pending: the pair can be forgotten."""
-        return self.opportunity is None and self.rejection is None and self.passing_ns is None
+EDGE_GONE = frozenset({Reason.FEES, Reason.CONVERSION, Reason.NO_CROSSING, Reason.THRESHOLD})
+"""Reasons that say the same of an open opportunity: the edge is small or gone."""
 
 
 class Lifecycle:
-    """Turns a verdict on a pair into the messages that it causes."""
+    """Turns a verdict on a gap into the messages that it causes."""
 
     def __init__(self, settings: DetectorSettings, judge: Judge) -> None:
         self._settings = settings
         self._judge = judge
+        self._persistence_ns = settings.persistence_ms * MS
+        self._close_after_ns = settings.close_after_ms * MS
+        self._linger_ns = settings.rejection_linger_ms * MS
 
-    def step(self, pair: Pair, now_ns: int, event_ns: int, trades: Trades) -> list[Event]:
-        """Judge the pair now. `event_ns` is the `received_ns` of the message that led here (or now)."""
-        failed = self._leg_failed(pair, now_ns)
-        verdict = None if failed else self._judge.verdict(pair.buy, pair.sell, now_ns)
-        events: list[Event] = []
-        if pair.opportunity is not None:
-            why = failed or self._close_reason(verdict)
+    def step(self, gap: Gap, now_ns: int, event_ns: int | None, trades: Trades) -> list[Event]:
+        """Judge the gap now.
+
+        Args:
+            event_ns: `received_ns` of the message that led here; None where time did, or a rate: then the newest
+                message that bears on the gap is what an opening is dated by.
+        """
+        verdict = self._judge.verdict(gap, now_ns)
+        if gap.opportunity is not None:
+            self._integrate(gap, now_ns)
+            why = self._close_reason(gap, verdict, now_ns)
             if why is None:
-                assert verdict is not None
-                return self._update(pair, verdict, now_ns, trades)
-            if pair.adopted:
-                why = "handover"
-            events.append(self._close(pair, verdict, why, now_ns, trades))
-        if verdict is None or not verdict.crossing:
-            return events + self._gone(pair, verdict, now_ns)
-        pair.gone_ns = None
+                gap.failing_ns = None
+                return self._update(gap, now_ns, trades)
+            if not gap.adopted and why in ("edge", "crossing_gone") and not self._is_over(gap, now_ns):
+                return self._update(gap, now_ns, trades)
+            closed = self._close(gap, "handover" if gap.adopted else why, now_ns)
+            return [closed, *self._rejected(gap, verdict, now_ns, event_ns, trades)]
+        return self._rejected(gap, verdict, now_ns, event_ns, trades)
+
+    def due_ns(self, gap: Gap, now_ns: int) -> int:
+        """When time alone may change something, if no message comes before."""
+        due = self._judge.fails_ns(gap, now_ns)
+        if gap.opportunity is not None:
+            due = min(due, gap.published_ns + self._settings.update_max_ms * MS)
+            if gap.failing_ns is not None:
+                due = min(due, gap.failing_ns + self._close_after_ns)
+            return due
+        if gap.gone_ns is not None:
+            return gap.gone_ns + self._linger_ns
+        if gap.passing_ns is not None:
+            due = min(due, gap.passing_ns + self._persistence_ns)
+        return min(due, gap.recheck_ns)
+
+    def _rejected(self, gap: Gap, verdict: Verdict, now_ns: int, event_ns: int | None, trades: Trades) -> list[Event]:
+        """Nothing is open but perhaps a rejection."""
+        if not verdict.crossing:
+            return self._gone(gap, now_ns)
+        gap.gone_ns = None
+        if event_ns is None:
+            event_ns = gap.newest_ns()
         reasons = verdict.reasons
-        if not reasons:
-            if pair.passing_ns is None:
-                pair.passing_ns = event_ns
-            if now_ns - pair.passing_ns >= self._settings.persistence_ms * MS:
-                return events + self._open(pair, verdict, now_ns, trades)
-            reasons = (Reason.PERSISTENCE,)
+        if reasons:
+            gap.passing_ns = None
         else:
-            pair.passing_ns = None
-        return events + self._reject(pair, verdict, reasons, now_ns, event_ns)
+            if gap.passing_ns is None:
+                gap.passing_ns = event_ns
+            if now_ns - gap.passing_ns >= self._persistence_ns:
+                return self._open(gap, now_ns, trades)
+            reasons = (Reason.PERSISTENCE,)
+        return self._reject(gap, verdict, reasons, now_ns, event_ns)
 
     # ------------------------------------------------ opportunity
 
-    def _leg_failed(self, pair: Pair, now_ns: int) -> str | None:
-        for book in (pair.buy, pair.sell):
-            if not self._judge.usable(book, now_ns):
-                return Reason.HALTED.value if book.state == "halted" else Reason.HEALTH.value
-        return None
-
-    def _close_reason(self, verdict: Verdict | None) -> str | None:
+    def _close_reason(self, gap: Gap, verdict: Verdict, now_ns: int) -> str | None:
         """Why an open opportunity ends; None if it goes on."""
-        if verdict is None or not verdict.crossing:
-            return "crossing_gone"
-        gates = [reason for reason in verdict.reasons if reason is not Reason.THRESHOLD]
+        if not verdict.crossing:
+            failed = self._judge.failed(gap, now_ns)
+            return failed[0].value if failed else "crossing_gone"
+        gates = [reason for reason in verdict.reasons if reason not in EDGE_GONE]
         if gates:
-            edge_gone = {Reason.FEES, Reason.CONVERSION, Reason.NO_CROSSING}
-            return "edge" if set(gates) <= edge_gone else gates[0].value
-        net = verdict.evaluation.net_bps if verdict.evaluation is not None else None
-        return "edge" if net is None or net < self._settings.close_net_bps else None
+            return gates[0].value
+        if verdict.net_bps is None:
+            return verdict.reasons[0].value  # no fee is known for today
+        return "edge" if verdict.net_bps < self._settings.close_net_bps else None
 
-    def _open(self, pair: Pair, verdict: Verdict, now_ns: int, trades: Trades) -> list[Event]:
-        assert pair.passing_ns is not None
-        events = self._end_rejection(pair, "accepted", now_ns)
-        opened_ns, pair.passing_ns = pair.passing_ns, None
-        identity = gap_id(pair.buy.base, pair.buy, pair.sell, opened_ns)
-        pair.opportunity = self._opportunity(pair, verdict, identity, "opened", opened_ns, ZERO, now_ns, trades)
-        pair.published_ns = now_ns
-        return [*events, pair.opportunity]
+    def _is_over(self, gap: Gap, now_ns: int) -> bool:
+        if gap.failing_ns is None:
+            gap.failing_ns = now_ns
+        return now_ns - gap.failing_ns >= self._close_after_ns
 
-    def _update(self, pair: Pair, verdict: Verdict, now_ns: int, trades: Trades) -> list[Event]:
-        held = pair.opportunity
-        assert held is not None
-        assert verdict.evaluation is not None
-        assert verdict.evaluation.net_bps is not None
-        waited_ns = now_ns - pair.published_ns
-        moved = abs(verdict.evaluation.net_bps - held.net_bps) >= self._settings.update_bps
-        due = waited_ns >= self._settings.update_max_ms * MS
-        if not pair.adopted and not due and not (moved and waited_ns >= self._settings.update_min_ms * MS):
-            return []
-        pair.adopted = False
-        pair.opportunity = self._opportunity(
-            pair, verdict, held.opportunity_id, "updated", held.opened_ns, held.peak_net_bps, now_ns, trades
+    @staticmethod
+    def _integrate(gap: Gap, now_ns: int) -> None:
+        """Add the time since the last look, at the edge that was seen then."""
+        held = gap.opportunity
+        if held is not None and held.net_bps > 0:
+            gap.integral += held.net_bps * (now_ns - gap.looked_ns) / 1_000_000_000
+        gap.looked_ns = now_ns
+
+    def _open(self, gap: Gap, now_ns: int, trades: Trades) -> list[Event]:
+        assert gap.passing_ns is not None
+        events = self._end_rejection(gap, "accepted", now_ns)
+        opened_ns, gap.passing_ns, gap.accepted = gap.passing_ns, None, True
+        gap.published_ns, gap.looked_ns, gap.failing_ns = now_ns, now_ns, None
+        found = self._judge.numbers(gap, now_ns)
+        assert found is not None
+        gap.integral = rounded_bps(found.net_bps) * (now_ns - opened_ns) / 1_000_000_000
+        gap.opportunity = self._opportunity(
+            gap, found, gap.identity(opened_ns), "opened", opened_ns, ZERO, now_ns, trades
         )
-        pair.published_ns = now_ns
-        return [pair.opportunity]
+        return [*events, gap.opportunity]
 
-    def _close(self, pair: Pair, verdict: Verdict | None, why: str, now_ns: int, trades: Trades) -> Opportunity:
-        """The last numbers known, with the reason: the books may be gone."""
-        held = pair.opportunity
+    def _update(self, gap: Gap, now_ns: int, trades: Trades) -> list[Event]:
+        """Publish again what has moved or is due; at once when the edge is gone, for it may be acted on."""
+        held, found = gap.opportunity, self._judge.numbers(gap, now_ns)
         assert held is not None
-        pair.opportunity, pair.adopted, pair.passing_ns = None, False, None
-        evaluation = verdict.evaluation if verdict is not None else None
-        change: dict[str, Any] = {"phase": "closed", "close_reason": why, "detected_ns": now_ns}
-        if evaluation is not None and evaluation.net_bps is not None:
-            change["net_bps"] = evaluation.net_bps
+        if found is None:
+            return []
+        net = rounded_bps(found.net_bps)
+        waited_ns = now_ns - gap.published_ns
+        settings = self._settings
+        moved = abs(net - held.net_bps) >= settings.update_bps and waited_ns >= settings.update_min_ms * MS
+        just_gone = gap.failing_ns == now_ns
+        if not (gap.adopted or moved or just_gone or waited_ns >= settings.update_max_ms * MS):
+            return []
+        gap.adopted = False
+        gap.opportunity = self._opportunity(
+            gap, found, held.opportunity_id, "updated", held.opened_ns, held.peak_net_bps, now_ns, trades
+        )
+        gap.published_ns = now_ns
+        return [gap.opportunity]
+
+    def _close(self, gap: Gap, why: str, now_ns: int) -> Opportunity:
+        """The numbers of the last look, with the reason and the net edge of now: the books may be gone."""
+        held = gap.opportunity
+        assert held is not None
+        ended_ns = now_ns if gap.failing_ns is None else gap.failing_ns
+        change: dict[str, Any] = {
+            "phase": "closed",
+            "close_reason": why,
+            "detected_ns": now_ns,
+            "integral_bps_s": round(gap.integral, 4),
+            "lifetime_ms": max(0, ended_ns - held.opened_ns) // MS,
+        }
+        found = None if self._judge.failed(gap, now_ns) else self._judge.numbers(gap, now_ns)
+        if found is not None and found.net_bps is not None:
+            change["net_bps"] = rounded_bps(found.net_bps)
+        gap.opportunity, gap.adopted, gap.passing_ns, gap.failing_ns = None, False, None, None
         return held.model_copy(update=change)
 
     def _opportunity(
         self,
-        pair: Pair,
-        verdict: Verdict,
+        gap: Gap,
+        found: Evaluation,
         identity: str,
-        phase: str,
+        phase: Phase,
         opened_ns: int,
         peak: Decimal,
         now_ns: int,
         trades: Trades,
     ) -> Opportunity:
-        found = verdict.evaluation
-        assert found is not None
+        net = rounded_bps(found.net_bps)
         return Opportunity.model_construct(
             opportunity_id=identity,
             phase=phase,
-            base=pair.buy.base,
-            buy=self._leg(pair.buy, now_ns, found.buy_vwap, found.buy_limit, found.buy_levels),
-            sell=self._leg(pair.sell, now_ns, found.sell_vwap, found.sell_limit, found.sell_levels),
-            rates=_rates(verdict, now_ns),
+            base=gap.buy.base,
+            route=gap.route,
+            buy=_leg(gap.buy, now_ns, found.buy_vwap, found.buy_limit, found.buy_levels),
+            sell=_leg(gap.sell, now_ns, found.sell_vwap, found.sell_limit, found.sell_levels),
+            rates=self._rates(gap, now_ns),
             size=found.size,
             notional_usd=found.notional,
             profit_usd=found.profit,
-            naive_bps=_bps(found.naive_bps),
-            net_bps=_bps(found.net_bps),
-            closed_loop_bps=_bps(found.closed_loop_bps),
+            naive_bps=rounded_bps(found.naive_bps),
+            net_bps=net,
+            closed_loop_bps=known_bps(found.closed_loop_bps),
             depth_limited=found.depth_limited,
             opened_ns=opened_ns,
             detected_ns=now_ns,
             expires_ns=now_ns + self._settings.expires_ms * MS,
-            peak_net_bps=max(peak, _bps(found.net_bps)),
+            peak_net_bps=max(peak, net),
             close_reason=None,
-            context=_context(pair, now_ns, trades),
+            context=_context(gap, now_ns, trades),
+            legs=_legs(gap, found, now_ns),
+            sell_size=None if found.sell_size == found.size else found.sell_size,
+            limited_by=found.limited_by,
+            integral_bps_s=round(gap.integral, 4),
+            lifetime_ms=None,
         )
 
     # ------------------------------------------------ rejection
 
     def _reject(
-        self, pair: Pair, verdict: Verdict, reasons: tuple[Reason, ...], now_ns: int, event_ns: int
+        self, gap: Gap, verdict: Verdict, reasons: tuple[Reason, ...], now_ns: int, event_ns: int
     ) -> list[Event]:
-        held = pair.rejection
+        held = gap.rejection
+        if held is None:
+            gap.best = None
+        if verdict.net_bps is not None and (gap.best is None or verdict.net_bps > gap.best):
+            gap.best = rounded_bps(verdict.net_bps)
+        gap.recheck_ns = NEVER_NS
         if held is not None:
-            if tuple(held.reasons) == reasons or now_ns - pair.published_ns < REASONS_MIN_NS:
+            if tuple(held.reasons) == reasons:
                 return []
+            if now_ns - gap.published_ns < REASONS_MIN_NS:
+                gap.recheck_ns = gap.published_ns + REASONS_MIN_NS
+                return []
+        phase: Phase
+        if held is not None:
             phase, opened_ns, identity = "updated", held.opened_ns, held.rejection_id
         else:
             phase, opened_ns = "opened", event_ns
-            identity = "r" + gap_id(pair.buy.base, pair.buy, pair.sell, opened_ns)[:31]
-        found = verdict.evaluation
-        net = None if found is None or found.net_bps is None else _bps(found.net_bps)
-        best = [value for value in (net, held.best_net_bps if held is not None else None) if value is not None]
-        loop = None if found is None or found.closed_loop_bps is None else _bps(found.closed_loop_bps)
-        levels = (found.buy_levels, found.sell_levels) if found is not None else (0, 0)
-        buy_at = (found.buy_vwap, found.buy_limit) if found is not None else (None, None)
-        sell_at = (found.sell_vwap, found.sell_limit) if found is not None else (None, None)
-        pair.rejection = Rejection.model_construct(
+            identity = "r" + gap.identity(opened_ns)[:31]
+        found = None if verdict.net_bps is None else self._judge.numbers(gap, now_ns)
+        gap.rejection = Rejection.model_construct(
             rejection_id=identity,
             phase=phase,
-            base=pair.buy.base,
-            buy=self._leg(pair.buy, now_ns, *buy_at, levels[0]),
-            sell=self._leg(pair.sell, now_ns, *sell_at, levels[1]),
-            rates=_rates(verdict, now_ns),
-            size=found.size if found is not None else ZERO,
-            naive_bps=_bps(verdict.naive_bps),
-            net_bps=net,
-            closed_loop_bps=loop,
+            base=gap.buy.base,
+            route=gap.route,
+            buy=_leg(gap.buy, now_ns, *_buying(found)),
+            sell=_leg(gap.sell, now_ns, *_selling(found)),
+            rates=self._rates(gap, now_ns),
+            size=ZERO if found is None else found.size,
+            naive_bps=known_bps(self._judge.naive_bps(gap) if found is None else found.naive_bps),
+            net_bps=None if found is None else known_bps(found.net_bps),
+            closed_loop_bps=None if found is None else known_bps(found.closed_loop_bps),
             reasons=list(reasons),
             opened_ns=opened_ns,
             detected_ns=now_ns,
-            best_net_bps=max(best) if best else None,
+            best_net_bps=gap.best,
             close_reason=None,
+            legs=_legs(gap, found, now_ns),
+            sell_size=None if found is None or found.sell_size == found.size else found.sell_size,
+            limited_by=None if found is None else found.limited_by,
         )
-        pair.published_ns = now_ns
-        return [pair.rejection]
+        gap.published_ns = now_ns
+        return [gap.rejection]
 
-    def _gone(self, pair: Pair, verdict: Verdict | None, now_ns: int) -> list[Event]:
+    def _gone(self, gap: Gap, now_ns: int) -> list[Event]:
         """No crossing now: a rejection closes when that has lasted, so that flicker is not a flood."""
-        pair.passing_ns = None
-        if pair.rejection is None:
+        gap.passing_ns = None
+        if gap.rejection is None:
             return []
-        if pair.gone_ns is None:
-            pair.gone_ns = now_ns
-        if verdict is None:
-            return self._end_rejection(pair, Reason.HEALTH.value, now_ns)
-        if now_ns - pair.gone_ns < self._settings.rejection_linger_ms * MS:
-            return []
-        return self._end_rejection(pair, "crossing_gone", now_ns)
+        if gap.gone_ns is None:
+            gap.gone_ns = now_ns
+        return self._end_rejection(gap, "crossing_gone", now_ns) if now_ns - gap.gone_ns >= self._linger_ns else []
 
-    def _end_rejection(self, pair: Pair, why: str, now_ns: int) -> list[Event]:
-        held, pair.rejection, pair.gone_ns = pair.rejection, None, None
+    def _end_rejection(self, gap: Gap, why: str, now_ns: int) -> list[Event]:
+        held, gap.rejection, gap.gone_ns = gap.rejection, None, None
         if held is None:
             return []
-        return [held.model_copy(update={"phase": "closed", "close_reason": why, "detected_ns": now_ns})]
+        change = {"phase": "closed", "close_reason": why, "detected_ns": now_ns, "best_net_bps": gap.best}
+        return [held.model_copy(update=change)]
 
-    # ------------------------------------------------ parts of messages
-
-    def _leg(self, book: HeldBook, now_ns: int, vwap: Decimal | None, limit: Decimal | None, levels: int) -> Leg:
-        fee = book.fee(now_ns)
-        return Leg.model_construct(
-            exchange=book.exchange,
-            symbol=book.symbol,
-            vwap=vwap,
-            limit=limit,
-            fee_bps=ZERO if fee is None else fee * 10_000,
-            levels=levels,
-            alive_age_ms=(now_ns - book.alive_ns) // MS,
-            book_age_ms=(now_ns - book.received_ns) // MS,
-            bids=[(price, size) for price, size in book.bids[:TOP]],
-            asks=[(price, size) for price, size in book.asks[:TOP]],
-        )
+    def _rates(self, gap: Gap, now_ns: int) -> list[RateUsed]:
+        return [
+            RateUsed.model_construct(
+                symbol=rate.symbol,
+                exchange=rate.exchange,
+                side=side,
+                price=Decimal(repr(rate.ask if side == "ask" else rate.bid)),
+                age_ms=(now_ns - rate.received_ns) // MS,
+            )
+            for rate, side in self._judge.rates(gap)
+        ]
 
 
-def _bps(value: Decimal | None) -> Decimal:
+# ---------------------------------------------------------------- parts of messages
+
+
+def _buying(found: Evaluation | None) -> tuple[Decimal | None, Decimal | None, int]:
+    return (None, None, 0) if found is None else (found.buy_vwap, found.buy_limit, found.buy_levels)
+
+
+def _selling(found: Evaluation | None) -> tuple[Decimal | None, Decimal | None, int]:
+    return (None, None, 0) if found is None else (found.sell_vwap, found.sell_limit, found.sell_levels)
+
+
+def _leg(book: HeldBook, now_ns: int, vwap: Decimal | None, limit: Decimal | None, levels: int) -> Leg:
+    return Leg.model_construct(**_leg_fields(book, now_ns, vwap, limit, levels))
+
+
+def _leg_fields(
+    book: HeldBook, now_ns: int, vwap: Decimal | None, limit: Decimal | None, levels: int
+) -> dict[str, Any]:
+    fee = book.fee(now_ns)
+    return {
+        "exchange": book.exchange,
+        "symbol": book.symbol,
+        "vwap": vwap,
+        "limit": limit,
+        "fee_bps": None if fee is None else fee * 10_000,
+        "levels": levels,
+        "alive_age_ms": (now_ns - book.alive_ns) // MS,
+        "book_age_ms": (now_ns - book.received_ns) // MS,
+        "bids": [(price, size) for price, size in book.bids[:TOP]],
+        "asks": [(price, size) for price, size in book.asks[:TOP]],
+        "fee_in_base": book.fee_in_base,
+    }
+
+
+def _legs(gap: Gap, found: Evaluation | None, now_ns: int) -> list[RouteLeg] | None:
+    """All three orders in the order of the cycle; None for a direct gap."""
+    if gap.bridge is None:
+        return None
+    turn = found.bridge if found is not None and found.bridge is not None else BridgeFill(ZERO, None, None, 0)
+    sizes = (ZERO, ZERO) if found is None else (found.size, found.sell_size)
+    rows = [(gap.buy, "buy", sizes[0], *_buying(found)), (gap.sell, "sell", sizes[1], *_selling(found))]
+    rows.insert(
+        0 if gap.bridge_side == "buy" else 2,
+        (gap.bridge, gap.bridge_side, turn.size, turn.vwap, turn.limit, turn.levels),
+    )
+    return [
+        RouteLeg.model_construct(side=side, size=size, **_leg_fields(book, now_ns, vwap, limit, levels))
+        for book, side, size, vwap, limit, levels in rows
+    ]
+
+
+def known_bps(value: Decimal | None) -> Decimal | None:
+    """As `rounded_bps`; what is not known stays so."""
+    return None if value is None else rounded_bps(value)
+
+
+def rounded_bps(value: Decimal | None) -> Decimal:
     """Basis points as published: four decimals say more than any book can keep."""
     return ZERO if value is None else round(value, 4)
 
 
-def _rates(verdict: Verdict, now_ns: int) -> list[RateUsed]:
-    return [
-        RateUsed.model_construct(
-            symbol=rate.symbol,
-            exchange=rate.exchange,
-            side=side,
-            price=Decimal(repr(rate.ask if side == "ask" else rate.bid)),
-            age_ms=(now_ns - rate.received_ns) // MS,
-        )
-        for rate, side in verdict.rates
-    ]
-
-
-def _context(pair: Pair, now_ns: int, trades: Trades) -> Context:
+def _context(gap: Gap, now_ns: int, trades: Trades) -> Context:
     count, share = trades.last_minute(now_ns)
     return Context.model_construct(
-        volatility_bps_1m=pair.buy.volatility.bps_1m(now_ns) or pair.sell.volatility.bps_1m(now_ns),
+        volatility_bps_1m=gap.buy.volatility.bps_1m(now_ns) or gap.sell.volatility.bps_1m(now_ns),
         trades_1m=count,
         buy_share_1m=share,
-        imbalance_buy=imbalance(pair.buy.bids, pair.buy.asks),
-        imbalance_sell=imbalance(pair.sell.bids, pair.sell.asks),
+        imbalance_buy=imbalance(gap.buy.bids, gap.buy.asks),
+        imbalance_sell=imbalance(gap.sell.bids, gap.sell.asks),
     )

@@ -2,21 +2,24 @@
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import structlog
 
-from services.detector.engine import TIMER_NS, Engine
-from services.detector.lifecycle import Event
+from services.detector.engine import TIMER_NS, Engine, Event
 from shared import kafka, metrics, topics
 from shared.errors import UndecodableRecord
 from shared.kafka import Record
-from shared.messages import Opportunity, decode, loads
+from shared.messages import TICK_KINDS, AnyMessage, DelayedEdge, Opportunity, Rejection, Tick, decode, read_tick
 
 log = structlog.get_logger()
 
 GROUP = "detector"
+EVENT_TOPICS = {"opportunity": topics.OPPORTUNITIES, "rejection": topics.REJECTIONS, "outcome": topics.OUTCOMES}
+"""Where each kind of event goes."""
+
 BACK_MS = 10_000
 """How much of the ticks a new owner reads in silence."""
 
@@ -26,6 +29,9 @@ session timeout of 10 s, so three seconds would find nothing of it."""
 
 SETTLE_NS = 1_000_000_000
 """A new owner judges when it has caught up, at the latest after this."""
+
+UNREADABLE = (UndecodableRecord, ValueError, ArithmeticError)
+"""What a record that is not one of ours raises: a field is missing or wrong."""
 
 BATCH = 500
 WAIT_S = 0.01
@@ -47,7 +53,7 @@ class Detector:
     """The loop around an engine.
 
     Args:
-        read_open: Reads what is open on `arbitrage-opportunities` (records, oldest first).
+        read_open: Reads back `arbitrage-opportunities` and `opportunity-outcomes` (records, oldest first).
         dead_letter: Puts a record aside, with the error.
     """
 
@@ -69,39 +75,47 @@ class Detector:
         self._owned: frozenset[int] = frozenset()
         self._new: frozenset[int] = frozenset()
         self._assigned_ns: int | None = None
-        self._kinds = {kind: metrics.TICKS_READ.labels(kind=kind) for kind in ("book", "trade", "health", "rate")}
+        self._back: list[Record] = []
+        self._counts: dict[type[Tick], int] = dict.fromkeys(TICK_KINDS, 0)
 
     def on_owned(self, owned: frozenset[int]) -> None:
         """The group gave us these partitions: forget others, read back in silence what is new."""
-        self._engine.drop(lambda base: kafka.partition_of(base, topics.TICK_PARTITIONS) in owned)
-        self._new = owned - self._owned
+        self._engine.own(lambda base: kafka.partition_of(base, topics.TICK_PARTITIONS) in owned)
+        waiting = self._new if self._assigned_ns is not None else frozenset()  # KIP-848 may add in steps
+        self._new = (waiting | (owned - self._owned)) & owned
         self._owned = owned
-        self._assigned_ns = self._clock()
+        if self._new:
+            self._assigned_ns = self._clock()
         log.info("assigned", partitions=sorted(owned), new=sorted(self._new))
 
-    def run(self, ticks: Reader, rates: Reader, stop: threading.Event) -> None:
+    def run(self, ticks: Reader, others: Sequence[Reader], stop: threading.Event) -> None:
         """Until `stop`.
+
+        Args:
+            ticks: What the group gives us.
+            others: What every detector reads: rates, and books of bridge coins.
 
         Raises:
             BrokerUnavailable, TopicMismatch: see the readers.
         """
         while not stop.is_set():
-            self.take(rates.read(BATCH, 0))
+            for reader in others:
+                self.take(reader.read(BATCH, 0), shared=True)
             self.take(ticks.read(BATCH, WAIT_S))
             self.tick()
 
-    def take(self, records: Sequence[Record]) -> None:
-        """Take in a batch; opportunities and rejections that it causes are published."""
+    def take(self, records: Sequence[Record], *, shared: bool = False) -> None:
+        """Take in a batch; what it causes is published. `shared`: from a reader of what all detectors read."""
         if not records:
             return
-        old = 0
-        for record in records:
-            silent = self._assigned_ns is not None
-            if silent and record.timestamp_ms * 1_000_000 < (self._assigned_ns or 0):
-                old += 1
-            self._take(record, silent)
         metrics.TICK_AGE_MS.observe(max(0.0, time.time() * 1000 - records[-1].timestamp_ms))
-        if self._assigned_ns is not None and old == 0 and records[-1].topic != topics.FX_RATES:
+        if self._assigned_ns is None:
+            for record in records:
+                self._take(record)
+            return
+        self._back += records
+        old = any(record.timestamp_ms * 1_000_000 < self._assigned_ns for record in records)
+        if not old and not shared:
             self._settle()
 
     def tick(self) -> None:
@@ -111,52 +125,85 @@ class Detector:
             return
         self._timer_ns = now_ns + TIMER_NS
         self._now_ns = max(self._now_ns, now_ns)
+        for kind, count in self._counts.items():  # plain numbers on the hot path
+            if count:
+                metrics.TICKS_READ.labels(kind=TICK_KINDS[kind]).inc(count)
+                self._counts[kind] = 0
         if self._assigned_ns is None:
             self._publish(self._engine.on_timer(self._now_ns))
         elif now_ns - self._assigned_ns > SETTLE_NS:
             self._settle()
 
-    def _take(self, record: Record, silent: bool) -> None:
+    def _take(self, record: Record) -> None:
         try:
-            message = loads(record.value)
-            received_ns = message["received_ns"]
-            if received_ns > self._now_ns:
-                self._now_ns = received_ns
-            events = self._engine.on_message(message, self._now_ns, silent=silent)
-            self._kinds[message["kind"]].inc()
-        except (UndecodableRecord, KeyError, TypeError, ValueError, IndexError) as error:
+            tick = read_tick(record.value)
+            if tick.received_ns > self._now_ns:
+                self._now_ns = tick.received_ns
+            events = self._engine.on_message(tick, self._now_ns)
+            self._counts[type(tick)] += 1
+        except UNREADABLE as error:
             self._dead_letter(record, error)
             return
         if events:
             self._publish(events)
 
-    def _settle(self) -> None:
-        """Caught up: adopt what the last owner left open, then judge every pair once."""
-        self._assigned_ns = None
-        newest: dict[str, Opportunity] = {}
-        for record in self._read_open() if self._new else ():
+    def _read(self) -> Iterator[AnyMessage]:
+        for record in self._read_open():
             try:
-                message = decode(record.value)
+                yield decode(record.value)
             except UndecodableRecord:
                 continue  # not ours to judge here: the decider reads this topic and puts it aside
-            if isinstance(message, Opportunity):
+
+    def _is_new(self, base: str) -> bool:
+        return kafka.partition_of(base, topics.TICK_PARTITIONS) in self._new
+
+    def _settle(self) -> None:
+        """Caught up: what was read back, in recorded order; what the last owner left open; then every pair once."""
+        self._assigned_ns = None
+        newest: dict[str, Opportunity] = {}
+        opened: list[Opportunity] = []
+        published: dict[str, set[int]] = defaultdict(set)
+        for message in self._read() if self._new else ():
+            if isinstance(message, DelayedEdge):
+                published[message.opportunity_id].add(message.delay_ms)
+            elif isinstance(message, Opportunity) and self._is_new(message.base):
                 newest[message.opportunity_id] = message
-        adopted = 0
-        for opportunity in newest.values():
-            partition = kafka.partition_of(opportunity.base, topics.TICK_PARTITIONS)
-            if opportunity.phase != "closed" and partition in self._new:
-                adopted += self._engine.adopt(opportunity)
+                if message.phase == "opened":
+                    opened.append(message)
+        for opportunity in opened:
+            self._engine.expect(opportunity, published[opportunity.opportunity_id])
+        self._take_back()
+        adopted = sum(self._engine.adopt(one) for one in newest.values() if one.phase != "closed")
         if adopted:
             log.info("adopted", opportunities=adopted)
         self._now_ns = max(self._now_ns, self._clock())
         self._publish(self._engine.evaluate_all(self._now_ns))
 
+    def _take_back(self) -> None:
+        """In silence: of all that comes of it only edges after a delay are published."""
+        ticks: list[tuple[Tick, Record]] = []
+        for record in self._back:
+            try:
+                ticks.append((read_tick(record.value), record))
+            except UndecodableRecord as error:
+                self._dead_letter(record, error)
+        self._back = []
+        for tick, record in sorted(ticks, key=lambda row: (row[0].received_ns, row[0].exchange, row[0].sequence)):
+            try:
+                self._publish(self._engine.on_message(tick, tick.received_ns, silent=True))
+                self._counts[type(tick)] += 1
+            except UNREADABLE as error:
+                self._dead_letter(record, error)
+
     def _publish(self, events: Sequence[Event]) -> None:
         for event in events:
-            if isinstance(event, Opportunity):
-                metrics.OPPORTUNITIES.labels(phase=event.phase).inc()
-                self._out.publish(topics.OPPORTUNITIES, event.base, event.encode())
-            else:
-                if event.phase == "opened":
-                    metrics.REJECTIONS.labels(reason=event.reasons[0].value).inc()
-                self._out.publish(topics.REJECTIONS, event.base, event.encode())
+            publish(self._out, event)
+
+
+def publish(out: Out, event: Event) -> None:
+    """Put an event on its topic, and count it."""
+    if isinstance(event, Opportunity):
+        metrics.OPPORTUNITIES.labels(phase=event.phase).inc()
+    elif isinstance(event, Rejection) and event.phase == "opened":
+        metrics.REJECTIONS.labels(reason=event.reasons[0].value).inc()
+    out.publish(EVENT_TOPICS[event.kind], event.base, event.encode())

@@ -1,36 +1,40 @@
-"""One verdict on one ordered pair of books at one moment: every gate, in order. Pure."""
+"""One verdict on one gap at one moment: every gate, in order. Pure.
+
+What certainly does not pay is seen in floats; whatever may pay is walked in Decimal. The two agree, because the floats
+only decide where they are clear by a million times their error.
+"""
 
 from decimal import Decimal
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
-from services.detector import edge
-from services.detector.books import HeldBook, HeldRate, Rates, exact
-from services.detector.edge import ONE, Evaluation, Side
-from shared.messages import Reason
+from services.detector import cycle, edge
+from services.detector.books import Fx, HeldBook, HeldRate, Rates, exact, fee_on
+from services.detector.edge import BPS, ONE, BridgeFill, Caps, Evaluation, Side
+from services.detector.gap import NEVER_NS, Gap
+from shared.messages import Limit, Reason
 from shared.settings import DetectorSettings, Settings
 
 MS = 1_000_000
 
+CLEAR = 1e-9
+"""Products of floats are within 1e-15 of the exact ones; nearer to a tie than this they do not decide."""
+
 
 class Verdict(NamedTuple):
-    """What a pair is now.
+    """What a gap is now.
 
     Attributes:
         crossing: Whether the bid is above the ask, as they stand or converted: else there is nothing to judge.
         reasons: Why it is no opportunity; empty if it is one at `open_net_bps`.
-        rates: Conversions used: (rate, side).
-        evaluation: The numbers; None without rates or fees.
-        naive_bps: Gap of the tops without conversion and fees.
+        net_bps: Net edge (bps): of the tops, in floats, where those settled it; None where a leg, rate or fee fails.
     """
 
     crossing: bool
     reasons: tuple[Reason, ...]
-    rates: tuple[tuple[HeldRate, str], ...]
-    evaluation: Evaluation | None
-    naive_bps: Decimal | None
+    net_bps: Decimal | None = None
 
 
-NO_CROSSING = Verdict(False, (), (), None, None)
+NO_CROSSING = Verdict(False, ())
 
 
 class Judge:
@@ -41,114 +45,219 @@ class Judge:
         self._exchanges = settings.exchanges
         self._rates = rates
         self._max_silence_ns = self._settings.max_silence_ms * MS
+        self._max_age_ns = self._settings.max_book_age_ms * MS
+        self._max_skew_ns = self._settings.max_skew_ms * MS
         self._not_the_same = frozenset(self._settings.not_the_same)
-        self._walks: dict[tuple[tuple[str, str], tuple[str, str]], tuple[object, Evaluation]] = {}
+        share = self._settings.max_depth_share
+        self._share = share if share < 1 else None
 
     def usable(self, book: HeldBook, now_ns: int) -> bool:
         return book.usable(now_ns, self._max_silence_ns)
 
-    def crosses(self, buy: HeldBook, sell: HeldBook, now_ns: int) -> bool:
+    def crosses(self, gap: Gap) -> bool:
         """Gross crossing: the bid is above the ask, as they stand or both converted to USD. No fees."""
-        if sell.best_bid > buy.best_ask:
-            return True
-        if buy.quote == sell.quote:
-            return False
-        obtain, give = self._rate(buy.quote, "ask", now_ns), self._rate(sell.quote, "bid", now_ns)
-        return obtain is not None and give is not None and sell.best_bid * give > buy.best_ask * obtain
+        if gap.bridge is not None:
+            return self._crossings(gap) != (False, False)
+        bid, ask, give, obtain = gap.sell.best_bid, gap.buy.best_ask, gap.sell.fx, gap.buy.fx
+        return bid > ask or (give is not obtain and bid * give.bid > ask * obtain.ask)
 
-    def verdict(self, buy: HeldBook, sell: HeldBook, now_ns: int) -> Verdict:
-        """All gates for buying on one book and selling on the other. Both books are usable."""
-        if not self.crosses(buy, sell, now_ns):
+    def failed(self, gap: Gap, now_ns: int) -> tuple[Reason, ...]:
+        """Reasons of legs that are not live."""
+        reasons = [
+            Reason.HALTED if book.state == "halted" else Reason.HEALTH
+            for book in gap.books
+            if not book.usable(now_ns, self._max_silence_ns)
+        ]
+        return tuple(dict.fromkeys(reasons))
+
+    def fails_ns(self, gap: Gap, now_ns: int) -> int:
+        """The next moment at which silence alone makes a leg stale or its book too old."""
+        moments = [book.alive_ns + self._max_silence_ns for book in gap.books]
+        moments += [book.received_ns + self._max_age_ns for book in gap.books]
+        return min((moment for moment in moments if moment >= now_ns), default=NEVER_NS - 1) + 1
+
+    def verdict(self, gap: Gap, now_ns: int) -> Verdict:
+        """All gates for one gap."""
+        as_they_stand, converted = self._crossings(gap)
+        if not as_they_stand and not converted:
             return NO_CROSSING
-        naive = edge.ratio_bps(Decimal(repr(sell.best_bid)), Decimal(repr(buy.best_ask)))
-        reasons = self._gates_of_time(buy, sell, now_ns)
-        if not self._not_the_same.isdisjoint((f"{buy.exchange}:{buy.base}", f"{sell.exchange}:{sell.base}")):
+        failed = self.failed(gap, now_ns)
+        if failed:
+            return Verdict(True, failed)
+        reasons = self._gates_of_time(gap, now_ns)
+        if self._not_the_same and not self._not_the_same.isdisjoint(f"{b.exchange}:{b.base}" for b in gap.books):
             reasons.append(Reason.IDENTITY)
-        used, missing = self._conversion(buy, sell, now_ns)
-        buy_fee, sell_fee = buy.fee(now_ns), sell.fee(now_ns)
-        if buy_fee is None or sell_fee is None:
-            reasons.append(Reason.FEES)  # a fee that nobody knows is no fee of zero
-        if missing or buy_fee is None or sell_fee is None:
-            return Verdict(True, tuple(dict.fromkeys([*reasons, *missing])), used, None, naive)
-        found = self._evaluate(buy, sell, buy_fee, sell_fee, used, now_ns)
+        missing = self._missing(gap, now_ns)
+        if missing:
+            return Verdict(True, (*reasons, *missing))
+        net = self._net(gap)
+        if net < -CLEAR:
+            eaten = self._eaten(gap, converted)
+            if eaten is not None:
+                return Verdict(True, (*reasons, *eaten), round(Decimal(net * 10_000), 4))
+        found = self.numbers(gap, now_ns)
+        assert found is not None
         reasons.extend(found.reasons)
-        net = found.net_bps
-        if not found.reasons and net is not None:
-            if net > self._settings.sanity_cap_bps:
+        if not found.reasons and found.net_bps is not None:
+            if found.net_bps > self._settings.sanity_cap_bps:
                 reasons.append(Reason.SANITY)
-            elif net < self._settings.open_net_bps:
+            elif found.net_bps < self._settings.open_net_bps:
                 reasons.append(Reason.THRESHOLD)
-        return Verdict(True, tuple(reasons), used, found, found.naive_bps)
+        return Verdict(True, tuple(reasons), found.net_bps)
 
-    def _gates_of_time(self, buy: HeldBook, sell: HeldBook, now_ns: int) -> list[Reason]:
+    def numbers(self, gap: Gap, now_ns: int) -> Evaluation | None:
+        """The exact walk, made again only when something that it rests on has changed. None without rate or fee."""
+        if self._missing(gap, now_ns):
+            return None
+        sources = tuple(rate.exchange for rate, _ in self.rates(gap))
+        basis = (*((book.version, book.fee_day) for book in gap.books), *self._cash(gap), sources)
+        if gap.walk is None or gap.walk_basis != basis:
+            gap.walk_basis = basis
+            gap.walk = self._direct(gap, now_ns) if gap.bridge is None else self._cycle(gap, gap.bridge, now_ns)
+        return gap.walk
+
+    def rates(self, gap: Gap) -> list[tuple[HeldRate, str]]:
+        """Conversions used: (rate, side); none for USD."""
+        spent, received = self._quotes(gap)
+        return [(fx.rate, side) for fx, side in ((spent, "ask"), (received, "bid")) if fx.rate is not None]
+
+    def naive_bps(self, gap: Gap) -> Decimal | None:
+        """Gap of the tops without conversion and fees; None where a side is empty."""
+        factor = self._through(gap)
+        if not (gap.buy.asks and gap.sell.bids and 0 < factor < float("inf")):
+            return None
+        ask, bid = Decimal(repr(gap.buy.best_ask)), Decimal(repr(gap.sell.best_bid))
+        if gap.bridge is not None:
+            price = Decimal(repr(factor))
+            ask, bid = (ask * price, bid) if gap.bridge_side == "buy" else (ask, bid * price)
+        return edge.ratio_bps(bid, ask)
+
+    # ------------------------------------------------ in floats
+
+    @staticmethod
+    def _through(gap: Gap) -> float:
+        """Price at the top of the bridge's book, on the side that is used; 1 for a direct gap."""
+        if gap.bridge is None:
+            return 1.0
+        return gap.bridge.best_ask if gap.bridge_side == "buy" else gap.bridge.best_bid
+
+    def _quotes(self, gap: Gap) -> tuple[Fx, Fx]:
+        """Conversions of what is spent in the end and of what is received."""
+        spent, received = gap.buy.fx, gap.sell.fx
+        if gap.bridge is not None:
+            if gap.bridge_side == "buy":
+                spent = gap.bridge.fx
+            else:
+                received = gap.bridge.fx
+        return spent, received
+
+    def _cash(self, gap: Gap) -> tuple[float, float]:
+        spent, received = self._quotes(gap)
+        return spent.ask, received.bid
+
+    def _prices(self, gap: Gap) -> tuple[float, float]:
+        """Ask and bid of the coin in cash, by way of the bridge if there is one."""
+        ask, bid = gap.buy.best_ask, gap.sell.best_bid
+        if gap.bridge is not None:
+            if gap.bridge_side == "buy":
+                ask *= gap.bridge.best_ask
+            else:
+                bid *= gap.bridge.best_bid
+        return ask, bid
+
+    def _crossings(self, gap: Gap) -> tuple[bool, bool]:
+        """As the prices stand, and converted to USD."""
+        ask, bid = self._prices(gap)
+        spent, received = self._quotes(gap)
+        return bid > ask, bid * received.bid > ask * spent.ask
+
+    def _factors(self, gap: Gap) -> tuple[float, float]:
+        """Fees: cost of buying one, proceeds of selling one."""
+        cost, gain = gap.buy.buy_factor, gap.sell.sell_factor
+        if gap.bridge is not None:
+            if gap.bridge_side == "buy":
+                cost *= gap.bridge.buy_factor
+            else:
+                gain *= gap.bridge.sell_factor
+        return cost, gain
+
+    def _net(self, gap: Gap) -> float:
+        """Net edge of the tops as a fraction."""
+        ask, bid = self._prices(gap)
+        cost, gain = self._factors(gap)
+        obtain, give = self._cash(gap)
+        return bid * give * gain / (ask * obtain * cost) - 1
+
+    def _eaten(self, gap: Gap, converted: bool) -> tuple[Reason, ...] | None:
+        """What eats a crossing that does not pay; None where floats are too near to a tie to say."""
+        ask, bid = self._prices(gap)
+        cost, gain = self._factors(gap)
+        obtain, give = self._cash(gap)
+        fees, conversion = bid * gain / (ask * cost) - 1, bid * give / (ask * obtain) - 1
+        if abs(fees) < CLEAR or abs(conversion) < CLEAR:
+            return None
         reasons = []
-        if now_ns - min(buy.received_ns, sell.received_ns) > self._settings.max_book_age_ms * MS:
+        if fees < 0:
+            reasons.append(Reason.FEES)
+        if not converted:
+            reasons.append(Reason.CONVERSION)
+        return tuple(reasons) or (Reason.FEES, Reason.CONVERSION)
+
+    # ------------------------------------------------ gates
+
+    def _gates_of_time(self, gap: Gap, now_ns: int) -> list[Reason]:
+        books = gap.books
+        reasons = []
+        if now_ns - min(book.received_ns for book in books) > self._max_age_ns:
             reasons.append(Reason.AGE)
-        if abs(buy.alive_ns - sell.alive_ns) > self._settings.max_skew_ms * MS:
+        alive = [book.alive_ns for book in books]
+        if max(alive) - min(alive) > self._max_skew_ns:
             reasons.append(Reason.SKEW)
         return reasons
 
-    def _rate(self, quote: str, side: str, now_ns: int) -> float | None:
-        if quote == "USD":
-            return 1.0
-        rate, _ = self._rates.find(quote, now_ns)
-        return None if rate is None else (rate.ask if side == "ask" else rate.bid)
+    def _missing(self, gap: Gap, now_ns: int) -> tuple[Reason, ...]:
+        """Fees and rates that nobody knows: a fee of None is no fee of zero."""
+        missing = [Reason.FEES for book in gap.books if book.fee(now_ns) is None]
+        for fx in self._quotes(gap):
+            if fx.quote != "USD" and self._rates.current(fx, now_ns) is None:
+                missing.append(Reason.RATE_STALE if fx.known else Reason.RATE_MISSING)
+        return tuple(dict.fromkeys(missing))
 
-    def _conversion(
-        self, buy: HeldBook, sell: HeldBook, now_ns: int
-    ) -> tuple[tuple[tuple[HeldRate, str], ...], list[Reason]]:
-        used: list[tuple[HeldRate, str]] = []
-        missing: list[Reason] = []
-        for quote, side in ((buy.quote, "ask"), (sell.quote, "bid")):
-            if quote == "USD":
-                continue
-            rate, known = self._rates.find(quote, now_ns)
-            if rate is None:
-                missing.append(Reason.RATE_STALE if known else Reason.RATE_MISSING)
-            else:
-                used.append((rate, side))
-        return tuple(used), missing
+    # ------------------------------------------------ exact
 
-    def _evaluate(
-        self,
-        buy: HeldBook,
-        sell: HeldBook,
-        buy_fee: Decimal,
-        sell_fee: Decimal,
-        used: tuple[tuple[HeldRate, str], ...],
-        now_ns: int,
-    ) -> Evaluation:
-        """The exact walk, made again only when something that it rests on has changed."""
-        prices = {side: Decimal(repr(rate.ask if side == "ask" else rate.bid)) for rate, side in used}
-        obtain, give = prices.get("ask", ONE), prices.get("bid", ONE)
-        basis = (buy.version, sell.version, buy_fee, sell_fee, obtain, give)
-        pair = (buy.key, sell.key)
-        held = self._walks.get(pair)
-        if held is not None and held[0] == basis:
-            return held[1]
-        terms = (
-            Side(buy_fee, obtain, buy.settings.lot_step, buy.settings.min_notional_usd),
-            Side(sell_fee, give, sell.settings.lot_step, sell.settings.min_notional_usd),
+    def _side(self, book: HeldBook, rate: Decimal, now_ns: int) -> Side:
+        lot_step, min_size, min_notional = book.order_terms(rate)
+        fee = book.fee(now_ns)
+        assert fee is not None
+        return Side(fee, rate, lot_step, min_notional, book.fee_in_base, min_size)
+
+    def _balance(self, book: HeldBook, asset: str) -> Decimal | None:
+        """What there is of an asset; None: no balances are set, so nothing is limited by them."""
+        balances = book.settings.balances
+        return None if balances is None else balances.get(asset, Decimal(0))
+
+    def _direct(self, gap: Gap, now_ns: int) -> Evaluation:
+        buy, sell = gap.buy, gap.sell
+        deep = None if self._net(gap) > -CLEAR else 1  # where the tops do not pay, nothing below them counts
+        caps = Caps(
+            self._settings.max_notional_usd, self._balance(buy, buy.quote), self._balance(sell, sell.base), self._share
         )
-        loop = self._closed_loop(buy, sell, used, now_ns)
-        found = edge.evaluate(
-            exact(buy.asks), exact(sell.bids), *terms, max_notional=self._settings.max_notional_usd, closed_loop=loop
+        return edge.evaluate(
+            exact(buy.asks[:deep]),
+            exact(sell.bids[:deep]),
+            self._side(buy, Decimal(repr(buy.fx.ask)), now_ns),
+            self._side(sell, Decimal(repr(sell.fx.bid)), now_ns),
+            caps,
+            self._closed_loop(gap, now_ns),
         )
-        self._walks[pair] = (basis, found)
-        return found
 
-    def forget(self, buy: HeldBook, sell: HeldBook) -> None:
-        """Drop the remembered walk of a pair that no longer crosses."""
-        self._walks.pop((buy.key, sell.key), None)
-
-    def _closed_loop(
-        self, buy: HeldBook, sell: HeldBook, used: tuple[tuple[HeldRate, str], ...], now_ns: int
-    ) -> Decimal | None:
+    def _closed_loop(self, gap: Gap, now_ns: int) -> Decimal | None:
         """Units of the spent currency per unit received, with the taker fees of the conversions."""
-        if buy.quote == sell.quote:
+        spent, received = self._quotes(gap)
+        if spent.quote == received.quote:
             return ONE
         factor = ONE
-        for rate, side in used:
+        for rate, side in self.rates(gap):
             fee = self._conversion_fee(rate, now_ns)
             if fee is None:
                 return None
@@ -158,4 +267,75 @@ class Judge:
 
     def _conversion_fee(self, rate: HeldRate, now_ns: int) -> Decimal | None:
         settings = self._exchanges.get(rate.exchange)
-        return None if settings is None else HeldBook(rate.exchange, rate.symbol, settings).fee(now_ns)
+        fee = None if settings is None else fee_on(settings, rate.symbol, now_ns)
+        return None if fee is None else fee.taker_bps / 10_000
+
+    def _cycle(self, gap: Gap, bridge: HeldBook, now_ns: int) -> Evaluation:
+        """Three orders, each spending what the one before it brought; the coin's two as the legs of an evaluation."""
+        first = gap.bridge_side == "buy"
+        through = Decimal(repr(self._through(gap)))
+        spend, receive = (Decimal(repr(rate)) for rate in self._cash(gap))
+        cash = spend if first else receive
+        coin_buy = self._order("buy", gap.buy, through * cash if first else spend, now_ns)
+        coin_sell = self._order("sell", gap.sell, receive if first else through * cash, now_ns)
+        turn = self._order(gap.bridge_side, bridge, cash, now_ns)
+        orders = (turn, coin_buy, coin_sell) if first else (coin_buy, coin_sell, turn)
+        spending = bridge if first else gap.buy
+        found = cycle.evaluate_cycle(orders, spend, receive, self._most_usd(spending, spend, orders[0]))
+        loop = self._closed_loop(gap, now_ns)
+        closed = None
+        if loop is not None and found.net_bps is not None:
+            ratio = edge.QUOTIENT.divide((found.net_bps + BPS) * spend, receive)
+            closed = ratio * loop - BPS
+        vwaps, limits = found.vwaps or (None, None, None), found.limits or (None, None, None)
+        at, buying, selling = (0, 1, 2) if first else (2, 0, 1)
+        limit: Limit | None = found.limited_by
+        if limit == "share" and self._share is None:
+            limit = "balance"
+        return Evaluation(
+            found.reasons,
+            found.sizes[buying],
+            found.sizes[selling],
+            found.profit,
+            found.notional,
+            found.naive_bps,
+            found.net_bps,
+            closed,
+            vwaps[buying],
+            vwaps[selling],
+            limits[buying],
+            limits[selling],
+            found.levels_used[buying],
+            found.levels_used[selling],
+            limit,
+            BridgeFill(found.sizes[at], vwaps[at], limits[at], found.levels_used[at]),
+        )
+
+    def _order(self, side: Literal["buy", "sell"], book: HeldBook, usd: Decimal, now_ns: int) -> cycle.Order:
+        """Terms of one order of a cycle. `usd`: USD per unit of its quote currency."""
+        fee = book.fee(now_ns)
+        assert fee is not None
+        lot_step, min_size, least_usd = book.order_terms(usd)
+        levels = exact(book.asks if side == "buy" else book.bids)
+        most = [] if self._share is None else [self._share * sum((size for _, size in levels), Decimal(0))]
+        balance = self._balance(book, book.base) if side == "sell" else None
+        if balance is not None:
+            most.append(balance)
+        return cycle.Order(
+            side,
+            levels,
+            fee,
+            side == "buy" and book.fee_in_base,
+            lot_step,
+            min_size,
+            None if least_usd is None else edge.QUOTIENT.divide(least_usd, usd),
+            min(most, default=None),
+        )
+
+    def _most_usd(self, book: HeldBook, rate: Decimal, order: cycle.Order) -> Decimal:
+        """The first order's largest value in USD, without fee: the notional cap, or the balance it is paid from."""
+        balance = self._balance(book, book.quote)
+        most = self._settings.max_notional_usd
+        if balance is None:
+            return most
+        return min(most, edge.QUOTIENT.divide(balance * rate, 1 if order.fee_in_base else 1 + order.fee))

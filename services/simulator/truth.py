@@ -12,7 +12,7 @@ from typing import Any
 
 from services.simulator.market import Market, SimBook
 from shared import symbols
-from shared.fees import taker_fee_bps
+from shared.fees import taker_fee
 from shared.settings import Settings
 
 FloatLevels = list[tuple[float, float]]
@@ -59,11 +59,12 @@ class Truth:
         self._settings = settings
         self._market = market
         self._open: dict[tuple[SimKey, SimKey], OpenGap] = {}
-        self._fees: dict[SimKey, float] = {}
+        self._fees: dict[SimKey, tuple[float, bool]] = {}
         self._by_base: dict[str, list[SimBook]] = {}
         for key, book in market.books.items():
-            bps = taker_fee_bps(settings.exchanges[book.exchange].fees, book.symbol, today)
-            self._fees[key] = math.inf if bps is None else float(bps) / 10_000
+            exchange = settings.exchanges[book.exchange]
+            fee = taker_fee(exchange.fees, book.symbol, exchange.fee_tier, today)
+            self._fees[key] = (math.inf, False) if fee is None else (float(fee.taker_bps) / 10_000, fee.in_base)
             if not symbols.is_rate(book.symbol):
                 self._by_base.setdefault(symbols.base_of(book.symbol), []).append(book)
 
@@ -96,8 +97,9 @@ class Truth:
         obtain, give = self._rate(buy.symbol, 1), self._rate(sell.symbol, 0)
         if obtain is None or give is None:
             return -math.inf
-        buy_factor = obtain * (1 + self._fees[(buy.exchange, buy.symbol)])
-        sell_factor = give * (1 - self._fees[(sell.exchange, sell.symbol)])
+        buy_fee, in_base = self._fees[(buy.exchange, buy.symbol)]
+        buy_factor = obtain / (1 - buy_fee) if in_base else obtain * (1 + buy_fee)
+        sell_factor = give * (1 - self._fees[(sell.exchange, sell.symbol)][0])
         best_ask, best_bid = buy.price(min(buy.asks)), sell.price(max(sell.bids))
         if best_bid * sell_factor <= best_ask * buy_factor:
             return -math.inf

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.detector import edge
-from services.detector.edge import Side
+from services.detector.edge import Caps, Side
 from shared.messages import Reason
 
 D = Decimal
@@ -33,9 +33,10 @@ def test_v1_stops_at_the_maximum_and_not_at_the_average():
 
 @pytest.mark.parametrize(("size", "profit"), [("1", "0.799"), ("1.5", "1.0984"), ("3", "1.6969")])
 def test_v1_cumulative(size, profit):
-    fill = edge.walk(V1_ASKS, V1_BIDS, TEN, TEN, max_size=D(size))
-    assert fill.size == D(size)
-    assert fill.sell_quote * D("0.999") - fill.buy_quote * D("1.001") == D(profit)
+    found = edge.walk(V1_ASKS, V1_BIDS, TEN, TEN, Caps(sell=D(size)))
+    assert (found.bought, found.sold) == (D(size), D(size))
+    bought, sold = edge.take(V1_ASKS, found.bought), edge.take(V1_BIDS, found.sold)
+    assert sold.quote * D("0.999") - bought.quote * D("1.001") == D(profit)
 
 
 @pytest.mark.parametrize(("buy", "sell", "gross"), [(10, 10, "20.0200"), (10, 40, "50.2008"), (10, 60, "70.4225")])
@@ -105,7 +106,7 @@ def test_the_common_step_is_a_multiple_of_both(steps, common):
     ],
 )
 def test_each_gate_of_the_walk(asks, bids, buy, sell, cap, reason):
-    found = edge.evaluate(levels(asks), levels(bids), buy, sell, max_notional=cap)
+    found = edge.evaluate(levels(asks), levels(bids), buy, sell, Caps(notional=cap))
     if reason == [Reason.FEES, Reason.CONVERSION] and found.reasons != tuple(reason):
         # Neither alone eats the gap, or one does: at least one of the two is named.
         assert set(found.reasons) <= set(reason)
@@ -116,7 +117,7 @@ def test_each_gate_of_the_walk(asks, bids, buy, sell, cap, reason):
 
 
 def test_a_cap_cuts_inside_a_level_and_is_no_lack_of_depth():
-    found = edge.evaluate(levels("1@100 1@100.5"), levels("5@102"), Side(), Side(), max_notional=D("150.25"))
+    found = edge.evaluate(levels("1@100 1@100.5"), levels("5@102"), Side(), Side(), Caps(notional=D("150.25")))
     assert found.size == D("1.5")
     assert found.notional == D("150.25")
     assert not found.depth_limited
@@ -176,7 +177,7 @@ def test_no_size_makes_more(asks, bids, buy_fee, sell_fee, buy_rate, sell_rate, 
         [(D(p), D(str(float(s)))) for p, s in asks],
         [(D(p), D(str(float(s)))) for p, s in bids],
         *terms,
-        max_notional=None if cap is None else D(cap),
+        Caps(notional=None if cap is None else D(cap)),
     )
     most = min(sum((s for _, s in asks), Fraction(0)), sum((s for _, s in bids), Fraction(0)))
     sizes = {Fraction(0)}
@@ -231,3 +232,90 @@ def test_a_worse_fee_never_raises_profit(asks, bids, fee, sell_fee, more):
     cheap = edge.evaluate(*sides, Side(D(fee) / 10_000), Side(D(sell_fee) / 10_000))
     dear = edge.evaluate(*sides, Side(D(fee + more) / 10_000), Side(D(sell_fee) / 10_000))
     assert dear.profit <= cheap.profit
+
+
+# ---------------------------------------------------------------- fees in the coin, balances, share of depth
+
+SHARE = st.sampled_from([None, "1", "0.5", "0.1"])
+BALANCE = st.sampled_from([None, "0", "0.7", "3", "130"])
+
+
+def decimals(side):
+    return [(D(p), D(str(float(s)))) for p, s in side]
+
+
+def fill(side, size):
+    """Value of filling exactly `size`, in fractions."""
+    left, total = size, Fraction(0)
+    for price, available in side:
+        step = min(left, available)
+        total += step * price
+        left -= step
+    assert left == 0, "more than the book holds"
+    return total
+
+
+@settings(max_examples=300)
+@given(BOOK, BOOK, FEE, FEE, st.booleans(), SHARE, BALANCE, BALANCE, CAP)
+def test_no_size_within_all_caps_makes_more(asks, bids, buy_fee, sell_fee, in_base, share, spend, sell_most, cap):
+    """Every breakpoint of the profit (level ends and caps) is tried, by the fraction of the coin that is kept."""
+    asks, bids = sorted(asks), sorted(bids, reverse=True)
+    f, g = Fraction(buy_fee, 10_000), Fraction(sell_fee, 10_000)
+    kept, on_top = (1 - f, Fraction(1)) if in_base else (Fraction(1), 1 + f)
+    caps = Caps(*(None if value is None else D(str(value)) for value in (cap, spend, sell_most, share)))
+    found = edge.evaluate(
+        decimals(asks), decimals(bids), Side(D(buy_fee) / 10_000, fee_in_base=in_base), Side(D(sell_fee) / 10_000), caps
+    )
+    depth_asks, depth_bids = (sum((s for _, s in side), Fraction(0)) for side in (asks, bids))
+    part = Fraction(1) if share is None else Fraction(share)
+    money = [Fraction(cap)] if cap is not None else []
+    money += [Fraction(spend) / on_top] if spend is not None else []
+    money_cap = min(money, default=None)
+    most = min(depth_asks * part, depth_bids * part / kept)
+    if sell_most is not None:
+        most = min(most, Fraction(sell_most) / kept)
+    if money_cap is not None:
+        most = min(most, largest_within(asks, depth_asks, money_cap, Fraction(1)))
+    points = {Fraction(0), most}
+    for side, per in ((asks, Fraction(1)), (bids, kept)):
+        total = Fraction(0)
+        for _, available in side:
+            total += available
+            points.add(min(total / per, most))
+
+    def profit(bought):
+        return fill(bids, bought * kept) * (1 - g) - fill(asks, bought) * on_top
+
+    best = max(profit(point) for point in points)
+    bought, sold, got = (Fraction(value) for value in (found.size, found.sell_size, found.profit))
+    assert best - Fraction(1, 10**14) <= got <= best
+    assert got == fill(bids, sold) * (1 - g) - fill(asks, bought) * on_top, "profit is exact at its sizes"
+    assert bought <= most + Fraction(1, 10**40)
+    assert sold <= bought * kept, "no more is sold than was received"
+    assert bool(found.reasons) == (got == 0)
+
+
+@settings(max_examples=200)
+@given(BOOK, BOOK, FEE, FEE, LOT, LOT)
+def test_with_lots_a_fee_in_the_coin_leaves_whole_lots_and_no_loss(asks, bids, buy_fee, sell_fee, buy_lot, sell_lot):
+    asks, bids = sorted(asks), sorted(bids, reverse=True)
+    steps = [None if lot is None else D(lot) for lot in (buy_lot, sell_lot)]
+    buy = Side(D(buy_fee) / 10_000, lot_step=steps[0], fee_in_base=True)
+    found = edge.evaluate(decimals(asks), decimals(bids), buy, Side(D(sell_fee) / 10_000, lot_step=steps[1]))
+    for size, step in zip((found.size, found.sell_size), steps, strict=True):
+        assert step is None or size % step == 0
+    assert found.sell_size <= found.size * (1 - buy.fee)
+    assert found.profit >= 0
+    if steps[0] is not None and found.size > 0:
+        assert (found.size - steps[0]) * (1 - buy.fee) < found.sell_size, "a lot less would not have been enough"
+
+
+def test_enormous_books_are_exact_and_quick():
+    """Ten thousand levels a side, with all the digits that a wire number has."""
+    asks = [(D(100) + D(n) / 10**6, D("0.12345678")) for n in range(10_000)]
+    bids = [(D(101) - D(n) / 10**6, D("0.00000007")) for n in range(10_000)]
+    found = edge.evaluate(asks, bids, TEN, TEN)
+    assert found.size == D("0.0007")
+    assert found.limited_by == "depth"
+    sold = sum(((D(101) - D(n) / 10**6) * D("0.00000007") for n in range(10_000)), D(0))
+    assert found.profit == sold * D("0.999") - D("0.0007") * 100 * D("1.001")

@@ -3,17 +3,23 @@
 from collections import defaultdict
 from typing import Any
 
+import orjson
 import pytest
 from hypothesis import example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from services.detector.engine import Engine
+from services.detector.engine import Engine, Event
 from shared import settings as arb_settings
-from shared.messages import Opportunity, Reason, Rejection, decode
+from shared.messages import DelayedEdge, Opportunity, Reason, Rejection, Tick, decode, read_tick
 
 MS = 1_000_000
 T0 = 1_795_000_000_000  # ms
+
+
+def as_tick(message: dict[str, Any]) -> Tick:
+    """As it is read from the topic."""
+    return read_tick(orjson.dumps(message))
 
 
 class Run:
@@ -23,14 +29,18 @@ class Run:
         self.settings = configured.model_copy(update={"detector": configured.detector.model_copy(update=changes)})
         self.engine = Engine(self.settings)
         self.events: list[Opportunity | Rejection] = []
+        self.outcomes: list[DelayedEdge] = []
 
     def feed(self, message: dict[str, Any]) -> list[Opportunity | Rejection]:
-        new = self.engine.on_message(message, message["received_ns"])
-        self.events += new
-        return new
+        return self._keep(self.engine.on_message(as_tick(message), message["received_ns"]))
 
     def timer(self, at_ms: int) -> list[Opportunity | Rejection]:
-        new = self.engine.on_timer(at_ms * MS)
+        return self._keep(self.engine.on_timer(at_ms * MS))
+
+    def _keep(self, events: list[Event]) -> list[Opportunity | Rejection]:
+        """Verdicts; outcomes are kept apart."""
+        self.outcomes += [event for event in events if isinstance(event, DelayedEdge)]
+        new = [event for event in events if not isinstance(event, DelayedEdge)]
         self.events += new
         return new
 
@@ -166,6 +176,9 @@ def test_an_opportunity_closes_with_its_reason(configured, tick, how, reason):
         run.feed(tick("kraken", "BTC-USD", 120.0, 120.1, T0 + 200))
     else:
         run.timer(T0 + 10 + configured.detector.max_silence_ms + 1)
+    if how in ("edge", "gone"):
+        assert run.opportunities()[-1].phase == "updated", "it says so at once, and may come back"
+        run.timer(T0 + 200 + configured.detector.close_after_ms)
     closed = run.opportunities()[-1]
     assert (closed.phase, closed.close_reason) == ("closed", reason)
 
@@ -289,7 +302,7 @@ def test_adopted_opportunities_keep_their_id_or_end_as_handover(configured, tick
     heir = Run(configured)
     heir.feed(tick("coinbase", "BTC-USD", 99.9, 100.0, T0 + 200))
     for message in (tick("kraken", "BTC-USD", 101.0, 101.1, T0 + 200),):
-        heir.engine.on_message(message, message["received_ns"], silent=True)
+        heir.engine.on_message(as_tick(message), message["received_ns"], silent=True)
     assert heir.engine.adopt(opened)
     (event,) = heir.engine.evaluate_all((T0 + 210) * MS)
     assert (event.phase, event.opportunity_id) == ("updated", opened.opportunity_id)
@@ -302,7 +315,7 @@ def test_adopted_opportunities_keep_their_id_or_end_as_handover(configured, tick
 def test_dropping_a_coin_forgets_it_without_a_word(configured, tick):
     run = Run(configured)
     open_gap(run, tick)
-    run.engine.drop(lambda base: base != "BTC")
+    run.engine.own(lambda base: base != "BTC")
     assert run.engine.open_opportunities() == []
     assert run.timer(T0 + 10_000) == []
 

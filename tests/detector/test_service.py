@@ -3,6 +3,7 @@
 import orjson
 import pytest
 
+from services.detector.__main__ import bridge_numbers
 from services.detector.engine import Engine
 from services.detector.service import Detector
 from shared import kafka, topics
@@ -82,7 +83,63 @@ def test_a_new_owner_reads_back_in_silence_then_judges_once(parts, tick):
     assert out.published == []
     clock.at_ms = T0 + 100
     detector.take([record(tick("binance", "ETH-USDT", 10.0, 10.1, T0 + 100), T0 + 100)])
-    assert [decode(value).kind for _, _, value in out.published] == ["rejection"], "persistence begins now"
+    (opened,) = [decode(value) for _, _, value in out.published]
+    assert isinstance(opened, Opportunity), "it has been there for longer than the wanted persistence"
+    assert opened.opened_ns == (T0 - 800) * MS, "dated by the message that made it, as its last owner would have"
+
+
+def test_what_every_detector_reads_does_not_end_the_reading_back(parts, tick):
+    """Rates and bridge coins' books are up to date at once; the group's own ticks may still be ten seconds old."""
+    detector, out, clock, _, _ = parts
+    detector.on_owned(frozenset(range(16)))
+    detector.take([record(tick("kraken", "BTC-USD", 101.0, 101.1, T0 + 50), T0 + 50)], shared=True)
+    detector.take([record(tick("coinbase", "BTC-USD", 99.9, 100.0, T0 - 900), T0 - 800)])
+    assert out.published == []
+    clock.at_ms = T0 + 100
+    detector.take([record(tick("binance", "ETH-USDT", 10.0, 10.1, T0 + 100), T0 + 100)])
+    assert [decode(value).kind for _, _, value in out.published] == ["rejection"]
+
+
+def test_bridge_coins_are_read_by_all_only_where_something_is_quoted_in_them(configured):
+    assert bridge_numbers(configured) == set()
+    okx = configured.exchanges["okx"].model_copy(update={"symbols": ("ETH-BTC", "ETH-USDT")})
+    bridged = configured.model_copy(update={"exchanges": {**configured.exchanges, "okx": okx}})
+    assert bridge_numbers(bridged) == {kafka.partition_of("BTC", 16)}
+    off = bridged.model_copy(update={"detector": configured.detector.model_copy(update={"routes": False})})
+    assert bridge_numbers(off) == set()
+
+
+def test_a_new_owner_computes_the_edges_after_a_delay_that_the_last_one_left(parts, configured, tick):
+    """Opened at T0-390 by another owner, which published 50 and 100 ms and died; the next is assigned at T0."""
+    detector, out, clock, _, left_open = parts
+    first, first_clock = Out(), Clock(T0 - 500)
+    owner = Detector(Engine(configured), first, list, lambda *_: None, first_clock)
+    books = [tick("coinbase", "BTC-USD", 99.9, 100.0, T0 - 500), tick("kraken", "BTC-USD", 101.0, 101.1, T0 - 490)]
+    owner.take([record(message, T0 - 490) for message in books])
+    for first_clock.at_ms in (T0 - 390, T0 - 330, T0 - 280):
+        owner.tick()
+    published = [decode(value) for topic, _, value in first.published if topic == topics.OUTCOMES]
+    assert [edge.delay_ms for edge in published] == [50, 100]
+    left_open += [Record(topic, 2, 0, b"BTC", value, T0 - 300, []) for topic, _, value in first.published]
+    clock.at_ms = T0
+    detector.on_owned(frozenset(range(16)))
+    lower = tick("kraken", "BTC-USD", 100.05, 100.1, T0 - 100)  # 290 ms after the opening
+    backwards = [lower, *books[::-1]]  # topics are read one after another: no order between exchanges
+    detector.take([record(message, T0 - 100) for message in backwards])
+    clock.at_ms = T0 + 100
+    detector.take([record(tick("binance", "ETH-USDT", 10.0, 10.1, T0 + 100), T0 + 100)])
+    for clock.at_ms in (T0 + 200, T0 + 700, T0 + 4700):
+        detector.tick()
+    edges = [decode(value) for topic, _, value in out.published if topic == topics.OUTCOMES]
+    assert [(edge.delay_ms, edge.executable, edge.missed) for edge in edges] == [
+        (250, True, False),
+        (500, False, False),
+        (1000, False, False),
+        (5000, False, True),  # both books have been silent for too long
+    ]
+    assert edges[0].net_bps == published[0].net_bps
+    assert edges[1].net_bps < 0
+    assert {edge.opportunity_id for edge in edges} == {published[0].opportunity_id}
 
 
 def test_a_new_owner_adopts_what_is_open_and_ends_what_is_not_confirmed(parts, configured, tick):

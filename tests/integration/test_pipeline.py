@@ -130,13 +130,13 @@ def test_ticks_become_an_opportunity_a_decision_and_their_end(broker, reader, tm
 
             return seen.until(step)
 
+        rejected = wait_for(lambda records: of(records, base, "rejection"), 100.3)[0]
+        assert [reason.value for reason in rejected.reasons] == ["fees"]
         opened = wait_for(lambda records: [o for o in of(records, base, "opportunity") if o.phase == "opened"], 103.0)[
             0
         ]
         assert (opened.buy.exchange, opened.sell.exchange) == ("coinbase", "kraken")
         assert opened.profit_usd > 0
-        (rejected, *_) = of(seen.records, base, "rejection")
-        assert [reason.value for reason in rejected.reasons] == ["persistence"]
         decision = wait_for(lambda records: of(records, base, "decision"), 103.0)[0]
         assert (decision.outcome, decision.mode, decision.reason) == ("hold", "rules_only", "no_keys")
         assert decision.opportunity_id == opened.opportunity_id

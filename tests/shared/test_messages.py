@@ -22,7 +22,16 @@ def test_stored_messages_of_every_version_are_still_read(file):
     again = orjson.loads(message.encode())
     for name, value in orjson.loads(file.read_bytes()).items():
         if name != "unknown_field":
-            assert again[name] == value, name
+            assert _of(again[name], value) == value, name
+
+
+def _of(found, stored):
+    """What is found, without the fields that came later."""
+    if isinstance(stored, dict):
+        return {name: _of(found[name], value) for name, value in stored.items()}
+    if isinstance(stored, list) and isinstance(found, list) and len(found) == len(stored):
+        return [_of(one, value) for one, value in zip(found, stored, strict=True)]
+    return found
 
 
 def test_there_is_a_stored_example_of_every_kind():

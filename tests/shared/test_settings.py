@@ -126,7 +126,7 @@ def test_the_latest_valid_fee_counts_and_a_pair_of_its_own_wins() -> None:
         settings.Fee(valid_from=datetime.date(2026, 3, 1), taker_bps=Decimal(0), symbol="USDC-USD"),
     ]
     march, august = datetime.date(2026, 3, 31), datetime.date(2026, 8, 1)
-    assert fees.taker_fee_bps(schedule, "BTC-USD", march) == Decimal(40)
-    assert fees.taker_fee_bps(schedule, "BTC-USD", august) == Decimal(80)
-    assert fees.taker_fee_bps(schedule, "USDC-USD", august) == Decimal(0)
-    assert fees.taker_fee_bps(schedule, "BTC-USD", datetime.date(2025, 12, 31)) is None
+    assert fees.taker_fee(schedule, "BTC-USD", None, march).taker_bps == Decimal(40)
+    assert fees.taker_fee(schedule, "BTC-USD", None, august).taker_bps == Decimal(80)
+    assert fees.taker_fee(schedule, "USDC-USD", None, august).taker_bps == Decimal(0)
+    assert fees.taker_fee(schedule, "BTC-USD", None, datetime.date(2025, 12, 31)) is None
