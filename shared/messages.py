@@ -263,7 +263,7 @@ class DelayedEdge(Message):
         net_bps, profit_usd: At the size that was best at that moment; of the top of the books and 0 where nothing was
             executable. None where `missed`.
         executable: Every gate of depth, lot and least order let a size with a profit through.
-        missed: Nobody could see the books at that moment (a leg not live, or the owner was gone): never guessed.
+        missed: Nobody could tell at that moment (a leg not live, no rate or fee, or the owner was gone): never guessed.
         opened_net_bps: Of the opportunity when it opened.
         evaluated_ns: The moment it is about: `detected_ns` of the opening plus the delay.
     """

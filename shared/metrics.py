@@ -29,6 +29,7 @@ INSTRUMENTS_AGE_S = Gauge("arb_instruments_age_s", "Age of the exchange's metada
 # Detector
 TICKS_READ = Counter("arb_ticks_read_total", "Ticks taken in", ["kind"])
 TICKS_OLD = Counter("arb_ticks_old_total", "Ticks not newer than the one held", ["exchange"])
+TICKS_EARLY = Counter("arb_ticks_early_total", "Ticks dropped: received more than a second from now", ["exchange"])
 TICKS_UNREADABLE = Counter("arb_ticks_unreadable_total", "Books with a level that is none", ["exchange"])
 OPPORTUNITIES = Counter("arb_opportunities_total", "Opportunities by phase", ["phase"])
 REJECTIONS = Counter("arb_rejections_total", "Rejections opened, by first reason", ["reason"])

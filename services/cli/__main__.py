@@ -348,7 +348,9 @@ def evaluate(as_json: AsJson = False) -> None:
 
     {"base": "BTC", "buy": {"exchange", "symbol", "asks": [[price, size], ...]}, "sell": {"exchange", "symbol",
     "bids": [...]}} and optionally "fees_bps": {"buy", "sell"}, "rates": {"USDT-USD": {"bid", "ask"}}, "lot_step":
-    {"buy", "sell"}, "min_notional", "max_notional". What is left out does not limit. Money is in USD.
+    {"buy", "sell"}, "min_notional", "max_notional", "fee_in_base" (true: the purchase pays its fee in the coin),
+    "balances": {"buy" (quote currency), "sell" (base)}, "max_depth_share". What is left out does not limit. Money is in
+    USD.
     Ends 0 if it pays, 1 if it does not, 2 for a case that cannot be read.
     """
     from services.detector.evaluate import evaluate_case

@@ -1,7 +1,7 @@
 """What single commands read and print: cases, reports, tables."""
 
 import json
-from decimal import Decimal
+from decimal import Context, Decimal
 from typing import Any
 
 from rich.console import Console
@@ -126,5 +126,17 @@ def print_evaluation(console: Console, result: dict[str, Any]) -> None:
             continue
         if isinstance(value, dict):
             value = ", ".join(f"{key} {number}" for key, number in value.items())
-        table.add_row(name.replace("_", " "), "-" if value is None else str(value))
+        table.add_row(name.replace("_", " "), "-" if value is None else _short(value))
     console.print(table)
+
+
+def _short(value: object) -> str:
+    """A number with at most 12 digits: a quotient has 28 of them, which `--json` keeps."""
+    text = str(value)
+    try:
+        number = Decimal(text)
+    except ArithmeticError:
+        return text
+    if not isinstance(value, str) or len(number.as_tuple().digits) <= 12:
+        return text
+    return format(Context(prec=12).plus(number), "f")

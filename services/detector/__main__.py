@@ -33,7 +33,7 @@ def main(settings: Settings) -> None:
     publisher = kafka.Publisher(kafka.event_producer(settings.kafka, "detector"), drop_when_full=False)
     now_ms = int(time.time() * 1000)
     detector = Detector(
-        Engine(settings),
+        Engine(settings, owned=lambda base: False),  # until the group gives us some
         publisher,
         lambda: [
             record

@@ -41,10 +41,57 @@ class OrderTerms(NamedTuple):
     min_notional: Decimal | None = None
 
 
-def _first(side: bytes) -> float | None:
-    """Price of the first level; None where there is none."""
+NONE_BID, NONE_ASK = 0.0, float("inf")
+"""Best prices of an empty side: nothing ever crosses with them."""
+
+LEAST, MOST = 1e-18, 1e18
+"""No price or size of any coin lies beyond; what does would only break the arithmetic later, far from its record."""
+
+Tops = tuple[bytes, bytes, float, float]
+"""Both sides of a book as text, bids first, and their best prices."""
+
+
+def tops_of(tick: BookTick) -> Tops:
+    """What is read of a book when it comes.
+
+    Raises:
+        UndecodableRecord: its best prices are none.
+    """
+    bids, asks = bytes(tick.bids), bytes(tick.asks)
+    try:  # the first price, without looking at what follows: `levels` will
+        bid, ask = float(bids[2 : bids.index(b",", 2)]), float(asks[2 : asks.index(b",", 2)])
+    except ValueError:  # an empty side, blanks, or no level at all
+        return bids, asks, _first(bids, NONE_BID), _first(asks, NONE_ASK)
+    if not (LEAST <= bid <= MOST and LEAST <= ask <= MOST):
+        _check(bid)
+        _check(ask)
+    return bids, asks, bid, ask
+
+
+def _first(side: bytes, none: float) -> float:
     found = levels(side)
-    return found[0][0] if found else None
+    if not found:
+        return none
+    _check(found[0][0])  # a price of 0 must not pass for an empty side
+    return found[0][0]
+
+
+def _check(number: float) -> None:
+    if not LEAST <= number <= MOST:
+        raise UndecodableRecord(f"{number!r} is no price or size: it must be from {LEAST:g} to {MOST:g}")
+
+
+def _term(text: str | None) -> Decimal | None:
+    """A lot step or least order; 0 says that there is none."""
+    if text is None:
+        return None
+    try:
+        found = Decimal(text)
+    except ArithmeticError:
+        raise UndecodableRecord(f"order term {text[:40]!r} is no number") from None
+    if not found.is_finite() or found < 0 or (found and not LEAST <= found <= MOST):
+        raise UndecodableRecord(f"order term {text[:40]} must be 0, or from {LEAST:g} to {MOST:g}")
+    return found or None
 
 
 class HeldBook:
@@ -61,6 +108,8 @@ class HeldBook:
         "_asks_text",
         "_bids",
         "_bids_text",
+        "_terms",
+        "_terms_text",
         "alive_ns",
         "base",
         "best_ask",
@@ -83,7 +132,6 @@ class HeldBook:
         "state",
         "symbol",
         "terms",
-        "terms_text",
         "touched_ns",
         "version",
         "volatility",
@@ -108,38 +156,25 @@ class HeldBook:
         self._bids_text = self._asks_text = b"[]"
         self._bids: list[Level] | None = None
         self._asks: list[Level] | None = None
-        self.best_bid = 0.0
-        self.best_ask = float("inf")
-        self.terms: OrderTerms | None = None
-        self.terms_text: tuple[str | None, ...] = ()
+        self.best_bid = NONE_BID
+        self.best_ask = NONE_ASK
+        self.terms = self._terms = OrderTerms()
+        self._terms_text: tuple[str | None, ...] = (None, None, None)
         self.volatility = Volatility()
         self.fee_day = -1
         self.fee_fraction: Decimal | None = None
         self.fee_in_base = False
         self.buy_factor, self.sell_factor = float("inf"), 0.0
 
-    def on_book(self, tick: BookTick) -> None:
-        """A book is itself a proof of life, and only live books are published.
-
-        Raises:
-            UndecodableRecord: its best levels are none.
-        """
-        bids, asks = bytes(tick.bids), bytes(tick.asks)
-        try:  # the first price, without looking at what follows: `levels` will
-            best_bid: float | None = float(bids[2 : bids.index(b",", 2)])
-            best_ask: float | None = float(asks[2 : asks.index(b",", 2)])
-        except ValueError:  # an empty side, blanks, or no level at all
-            best_bid, best_ask = _first(bids), _first(asks)
-        self._bids_text, self._asks_text, self._bids, self._asks = bids, asks, None, None
+    def on_book(self, received_ns: int, tops: "Tops") -> None:
+        """A book is itself a proof of life, and only live books are published."""
+        self._bids_text, self._asks_text, self.best_bid, self.best_ask = tops
+        self._bids = self._asks = None
         self.version += 1
-        self.received_ns = self.alive_ns = self.touched_ns = received_ns = tick.received_ns
+        self.received_ns = self.alive_ns = self.touched_ns = received_ns
         self.state = "live"
-        if best_bid is None or best_ask is None:
-            self.best_bid, self.best_ask = 0.0, float("inf")
-            return
-        self.best_bid, self.best_ask = best_bid, best_ask
-        if received_ns >= self.volatility.next_ns:
-            self.volatility.add(received_ns, (best_bid + best_ask) / 2)
+        if received_ns >= self.volatility.next_ns and self.best_bid > 0 and self.best_ask < NONE_ASK:
+            self.volatility.add(received_ns, (self.best_bid + self.best_ask) / 2)
 
     @property
     def bids(self) -> list[Level]:
@@ -158,22 +193,35 @@ class HeldBook:
     def _read(self, side: bytes) -> list[Level]:
         """A side; nothing, and the book is none any more, if there is a level in it that is none."""
         try:
-            return levels(side)
+            found = levels(side)
+            for price, size in found:
+                _check(price)
+                _check(size)
+            return found
         except UndecodableRecord:
             metrics.TICKS_UNREADABLE.labels(exchange=self.exchange).inc()
             self.state = "gap"
             return []
 
-    def on_health(self, tick: HealthTick) -> None:
-        """Raises decimal.InvalidOperation: a term is no number."""
+    def on_health(self, tick: HealthTick, terms: "OrderTerms") -> None:
         self.state = tick.state
         self.alive_ns = tick.alive_ns
         self.touched_ns = tick.received_ns
-        texts = (tick.lot_step, tick.min_size, tick.min_notional)
-        if texts != self.terms_text:  # once a second the same
-            self.terms = OrderTerms(*(None if text is None else Decimal(text) or None for text in texts))
-            self.terms_text = texts
+        if terms != self.terms:  # once a second the same
+            self.terms = terms
             self.version += 1
+
+    def terms_of(self, tick: HealthTick) -> "OrderTerms":
+        """What a proof of life says of orders.
+
+        Raises:
+            UndecodableRecord: a term is no number that could be one.
+        """
+        texts = (tick.lot_step, tick.min_size, tick.min_notional)
+        if texts != self._terms_text:
+            self._terms = OrderTerms(*map(_term, texts))
+            self._terms_text = texts
+        return self._terms
 
     def order_terms(self, usd: Decimal) -> tuple[Decimal | None, Decimal | None, Decimal | None]:
         """Lot step, least size (base) and least value (USD): the exchange's own, else those of the settings.
@@ -182,7 +230,7 @@ class HeldBook:
             usd: USD per unit of the quote currency.
         """
         stated = self.terms
-        if stated is None or stated.lot_step is None:
+        if stated.lot_step is None:
             return self.settings.lot_step, None, self.settings.min_notional_usd
         least = None if stated.min_notional is None else stated.min_notional * usd
         return stated.lot_step, stated.min_size, least
@@ -206,6 +254,23 @@ class HeldBook:
     def usable(self, now_ns: int, max_silence_ns: int) -> bool:
         """Live, and heard of not too long ago."""
         return self.state == "live" and now_ns - self.alive_ns <= max_silence_ns
+
+
+MOST_RATE = 1_000.0
+"""USD per unit of cash, and its inverse: what lies beyond is no rate."""
+
+
+def check_rate(tick: RateTick) -> None:
+    """A rate that is not live may say 0: there was none yet.
+
+    Raises:
+        UndecodableRecord: a price is none.
+    """
+    for price in (tick.bid, tick.ask):
+        if not (1 / MOST_RATE <= price <= MOST_RATE or (price == 0 and tick.state != "live")):
+            raise UndecodableRecord(
+                f"{tick.symbol}: {price!r} is no rate: it must be from {1 / MOST_RATE:g} to {MOST_RATE:g}"
+            )
 
 
 class HeldRate(NamedTuple):
@@ -260,14 +325,12 @@ class Rates:
             self._renew(found, self._now_ns)
         return found
 
-    def current(self, fx: "Fx", now_ns: int) -> HeldRate | None:
-        """The rate in use at this moment, if any: silence may have made the last one too old."""
-        if fx.rate is not None and now_ns - fx.rate.received_ns > self._max_silence_ns:
-            self._renew(fx, now_ns)
-        return fx.rate
+    def is_current(self, fx: "Fx", now_ns: int) -> bool:
+        """Whether the rate in use is still good: silence may have made it too old since the last `renew`."""
+        return fx.rate is not None and now_ns - fx.rate.received_ns <= self._max_silence_ns
 
     def on_rate(self, tick: RateTick, now_ns: int) -> bool:
-        """Take in a `rate`; whether it was newer than the one held."""
+        """Take in a `rate` (see `check_rate`); whether it was newer than the one held."""
         key = (tick.exchange, tick.symbol)
         held = self._held.get(key)
         if held is not None and tick.sequence <= held.sequence:
@@ -294,12 +357,12 @@ class Rates:
     def _renew(self, fx: Fx, now_ns: int) -> None:
         if fx.quote == "USD":
             return
-        rate, fx.known = self._find(fx.quote, now_ns)
+        rate, known = self._find(fx.quote, now_ns)
         bid, ask = NO_RATE if rate is None else (rate.bid, rate.ask)
-        if (bid, ask) != (fx.bid, fx.ask):
+        if (bid, ask, known) != (fx.bid, fx.ask, fx.known):
             self.version += 1
             fx.version = self.version
-        fx.rate, fx.bid, fx.ask = rate, bid, ask
+        fx.rate, fx.bid, fx.ask, fx.known = rate, bid, ask, known
 
     def _find(self, quote: str, now_ns: int) -> tuple[HeldRate | None, bool]:
         symbol = f"{quote}-USD"

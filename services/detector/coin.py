@@ -81,6 +81,16 @@ class Coin:
                 return True
         return max(bids) > ask or bid > min(asks)
 
+    def crosses_converted(self, rates: Rates) -> bool:
+        """Whether any two books cross in USD at the rates of now: a rate alone may bring that."""
+        if not self._mixed:
+            return False
+        if self._version != rates.version:
+            self._version = rates.version
+            for one in self.books:
+                self._convert(one)
+        return max(self._usd_bids) > min(self._usd_asks)
+
     def _convert(self, book: HeldBook) -> None:
         self._usd_bids[book.slot] = book.best_bid * book.fx.bid
         self._usd_asks[book.slot] = book.best_ask * book.fx.ask

@@ -27,7 +27,7 @@ class Trades:
     def add(self, received_ns: int, taker_side: str | None) -> None:
         self._seen.append((received_ns, taker_side))
         self._count(taker_side, 1)
-        if len(self._seen) > MOST_TRADES:
+        if len(self._seen) > MOST_TRADES or self._seen[0][0] < received_ns - MINUTE_NS:
             self._forget()
 
     def _forget(self) -> None:

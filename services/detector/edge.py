@@ -34,6 +34,8 @@ SMALLEST = Decimal("1e-18")
 DUST = Decimal("1e-45")
 """What must be bought to receive a size after a fee in the coin is rounded up to this: the division does not end."""
 
+FOUR_DECIMALS = Decimal("0.0001")
+
 ONE, ZERO, BPS = Decimal(1), Decimal(0), Decimal(10_000)
 
 
@@ -277,6 +279,11 @@ def nothing(
     reasons: tuple[Reason, ...], naive: Decimal | None, net: Decimal | None, closed: Decimal | None
 ) -> Evaluation:
     return Evaluation(reasons, ZERO, ZERO, ZERO, ZERO, naive, net, closed, None, None, None, None, 0, 0, None)
+
+
+def rounded_bps(value: Decimal) -> Decimal:
+    """Basis points as published: four decimals say more than any book can keep."""
+    return value.quantize(FOUR_DECIMALS, context=EXACT)
 
 
 def ratio_bps(part: Decimal, whole: Decimal) -> Decimal:

@@ -12,7 +12,7 @@ import heapq
 from collections.abc import Callable, Collection, Iterable
 from itertools import count
 
-from services.detector.books import HeldBook, Key, Rates
+from services.detector.books import HeldBook, Key, Rates, check_rate, tops_of
 from services.detector.coin import Coin
 from services.detector.gap import NEVER_NS, Gap
 from services.detector.lifecycle import Lifecycle
@@ -21,7 +21,7 @@ from services.detector.verdict import MS, Judge
 from shared import metrics
 from shared.messages import BookTick, DelayedEdge, HealthTick, Opportunity, RateTick, Rejection, Tick, TradeTick
 from shared.settings import Settings
-from shared.symbols import CASH, split
+from shared.symbols import CASH, base_of, is_canonical, split
 
 Event = Opportunity | Rejection | DelayedEdge
 
@@ -67,37 +67,43 @@ class Engine:
         Raises:
             UndecodableRecord, ValueError, ArithmeticError: something in it is wrong: the record is not one of ours.
         """
-        events: list[Event] = list(self._outcomes.until(now_ns)) if now_ns > self._outcomes.next_ns else NOTHING
+        # All that may be refused is read before anything changes.
         kind = type(tick)
         if kind is RateTick:
-            self._rates.on_rate(tick, now_ns)  # type: ignore[arg-type]  # by `kind`; judged by the next tick or timer
+            check_rate(tick)  # type: ignore[arg-type]  # by `kind`
+            events = self._outcomes_until(now_ns)
+            self._rates.on_rate(tick, now_ns)  # type: ignore[arg-type]  # judged by the timer
             return events
         book = self._books.get((tick.exchange, tick.symbol)) or self._book(tick.exchange, tick.symbol)
         if book is None:
-            return events
+            return NOTHING
+        tops = terms = None
+        if kind is BookTick:
+            tops = tops_of(tick)  # type: ignore[arg-type]  # by `kind`
+        elif kind is HealthTick:
+            terms = book.terms_of(tick)  # type: ignore[arg-type]  # by `kind`
+        events = self._outcomes_until(now_ns)
         if tick.sequence <= book.sequence:
             metrics.TICKS_OLD.labels(exchange=book.exchange).inc()
             return events
         coin = book.coin
-        if kind is BookTick:
-            book.on_book(tick)  # type: ignore[arg-type]  # by `kind`
+        if tops is not None:
+            book.on_book(tick.received_ns, tops)
             crossing = coin.moved(book, self._rates)
-        elif kind is HealthTick:
+        elif terms is not None:
             was_usable = self._judge.usable(book, now_ns)  # a live one may have been silent for too long
             version = book.version
-            book.on_health(tick)  # type: ignore[arg-type]  # by `kind`
-            if was_usable and book.state == "live" and version == book.version:
-                book.sequence = tick.sequence
-                return events
-            crossing = True
+            book.on_health(tick, terms)  # type: ignore[arg-type]  # by `kind`
+            # A mere proof of life brings nothing new, but what is open rests on it (skew).
+            crossing = not (was_usable and book.state == "live" and version == book.version)
         else:
             crossing = False
             coin.trades.add(tick.received_ns, tick.taker_side)  # type: ignore[union-attr]  # by `kind`
         book.sequence = tick.sequence
         if coin.bridge and kind is not TradeTick:
-            self._bridge_moved = True
+            self._bridge_moved = self._bridge_moved or kind is BookTick or crossing
             self._rates.on_bridge(book)
-        if silent or not coin.owned or not (crossing or book.gaps or coin.bridged):
+        if silent or not coin.owned or kind is TradeTick or not (crossing or book.gaps or coin.bridged):
             return events
         judged = self._judge_book(coin, book, now_ns, tick.received_ns, crossing=crossing)
         return [*events, *judged] if events else judged
@@ -115,6 +121,10 @@ class Engine:
                             events += self._judge_book(coin, book, now_ns, None)
         if self._rates.version != self._rates_seen:
             seen, self._rates_seen = self._rates_seen, self._rates.version
+            for coin in self._coins.values():
+                if coin.owned and coin.crosses_converted(self._rates):
+                    for book in coin.books:
+                        events += self._judge_peers(coin, book, now_ns, None)
             for coin in list(self._open.values()):
                 for gap in list(coin.gaps.values()):
                     if any(book.fx.version > seen for book in gap.books):
@@ -140,15 +150,21 @@ class Engine:
                 events += self._step(coin, gap, now_ns, None)
         return events
 
-    def adopt(self, message: Opportunity) -> bool:
-        """Take over an opportunity that another owner left open; whether its exchanges are configured here."""
+    def adopt(self, message: Opportunity, now_ns: int) -> list[Event]:
+        """Take over an opportunity that another owner left open; ignored if it is not about what is configured here.
+
+        Of two that are open about one gap the second stays, and the first ends.
+        """
         gap = self._gap_of(message)
         if gap is None:
-            return False
-        gap = self._known(self._coins[message.base], gap)
-        gap.opportunity, gap.adopted, gap.accepted = message, True, True
+            return []
+        gap = self._known(gap.buy.coin, gap)
+        left, gap.opportunity = gap.opportunity, message
+        gap.adopted = gap.accepted = True
         gap.looked_ns, gap.integral = message.detected_ns, message.integral_bps_s
-        return True
+        if left is None:
+            return []
+        return [left.model_copy(update={"phase": "closed", "close_reason": "handover", "detected_ns": now_ns})]
 
     def expect(self, opened: Opportunity, published: Collection[int]) -> None:
         """Compute the outcomes of another owner's opening, but those delays (ms) that it has published."""
@@ -191,25 +207,28 @@ class Engine:
         if settings is None:
             return None  # an exchange that this detector has no fees for
         base, quote = split(symbol)
+        owned = self._owned is None or self._owned(base)
+        if not owned and base not in self._bridges:
+            return None  # it only shares its partition with a bridge coin
         book = self._books[(exchange, symbol)] = HeldBook(exchange, symbol, settings, self._rates.fx(quote))
         coin = self._coins.get(base)
         if coin is None:
-            coin = self._coins[base] = Coin(
-                base, owned=self._owned is None or self._owned(base), bridge=base in self._bridges
-            )
+            coin = self._coins[base] = Coin(base, owned=owned, bridge=base in self._bridges)
         coin.add(book, bridged=quote in self._bridges)
         return book
 
     def _gap_of(self, message: Opportunity) -> Gap | None:
-        """The gap that a message is about; None if one of its exchanges is not configured here."""
+        """The gap that a message is about; None if it is none of ours: another exchange, or names that do not fit."""
         books = []
         for leg in (message.buy, message.sell, *(message.legs or ())):
+            if not is_canonical(leg.symbol):
+                return None
             books.append(self._books.get((leg.exchange, leg.symbol)) or self._book(leg.exchange, leg.symbol))
-        if None in books:
+        if None in books or not all(base_of(leg.symbol) == message.base for leg in (message.buy, message.sell)):
             return None
         buy, sell, *legs = (book for book in books if book is not None)
         gap = Gap(buy, sell, next((book for book in legs if book is not buy and book is not sell), None))
-        return self._coins[message.base].gaps.get(gap.key, gap)
+        return gap.buy.coin.gaps.get(gap.key, gap)
 
     def _known(self, coin: Coin, gap: Gap) -> Gap:
         held = coin.gaps.setdefault(gap.key, gap)
@@ -285,8 +304,12 @@ class Engine:
                     del self._open[coin.base]
             gap.due_ns = 0
             return events
-        due_ns = self._lifecycle.due_ns(gap, now_ns)
+        due_ns = max(self._lifecycle.due_ns(gap, now_ns), now_ns + 1)  # time must pass, whatever is due
         if due_ns < gap.due_ns or gap.due_ns <= now_ns:
             gap.due_ns = due_ns
-            heapq.heappush(self._due, (due_ns, next(self._order), gap))
+            if due_ns < NEVER_NS:
+                heapq.heappush(self._due, (due_ns, next(self._order), gap))
         return events
+
+    def _outcomes_until(self, now_ns: int) -> list[Event]:
+        return list(self._outcomes.until(now_ns)) if now_ns > self._outcomes.next_ns else NOTHING

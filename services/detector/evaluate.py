@@ -12,6 +12,10 @@ from shared.errors import InputError
 from shared.messages import Reason
 
 NUMERAIRE = "USD"
+FIELDS = (
+    *("base", "buy", "sell", "fees_bps", "rates", "lot_step", "min_notional", "max_notional"),
+    *("fee_in_base", "balances", "max_depth_share"),
+)
 
 
 def evaluate_case(case: Mapping[str, Any]) -> dict[str, Any]:
@@ -20,7 +24,7 @@ def evaluate_case(case: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         InputError: names the field and what is allowed.
     """
-    _only(case, "", ("base", "buy", "sell", "fees_bps", "rates", "lot_step", "min_notional", "max_notional"))
+    _only(case, "", FIELDS)
     base = _text(case, "base")
     buy_quote, asks = _leg(case, "buy", "asks", base)
     sell_quote, bids = _leg(case, "sell", "bids", base)
@@ -30,11 +34,19 @@ def evaluate_case(case: Mapping[str, Any]) -> dict[str, Any]:
     most = None if case.get("max_notional") is None else _number(case["max_notional"], "max_notional", low=ZERO)
     rates = _rates(case)
     buy_rate, sell_rate = _rate(rates, buy_quote, "ask"), _rate(rates, sell_quote, "bid")
+    in_base = case.get("fee_in_base", False)
+    if not isinstance(in_base, bool):
+        raise InputError("case", "fee_in_base: must be true (the purchase pays its fee in the coin) or false")
+    balances = _pair(case, "balances", low=ZERO)
+    share = None
+    if case.get("max_depth_share") is not None:
+        share = _number(case["max_depth_share"], "max_depth_share", high=ONE, above=ZERO)
     terms = [
-        Side((fees[i] or ZERO) / 10_000, rate or ONE, lots[i], least[i]) for i, rate in enumerate((buy_rate, sell_rate))
+        Side((fees[i] or ZERO) / 10_000, rate or ONE, lots[i], least[i], in_base and i == 0)
+        for i, rate in enumerate((buy_rate, sell_rate))
     ]
     result = edge.evaluate(
-        asks, bids, terms[0], terms[1], Caps(notional=most), _closed_loop(rates, buy_quote, sell_quote)
+        asks, bids, terms[0], terms[1], Caps(most, *balances, share), _closed_loop(rates, buy_quote, sell_quote)
     )
     if buy_rate is None or sell_rate is None:
         # Without a rate only the naive number exists; it is never taken for 1.
@@ -60,6 +72,8 @@ def _report(result: Evaluation) -> dict[str, Any]:
         "sell_limit": text(result.sell_limit),
         "levels_used": {"buy": result.buy_levels, "sell": result.sell_levels},
         "depth_limited": result.depth_limited,
+        "sell_size": text(result.sell_size),
+        "limited_by": result.limited_by,
     }
 
 

@@ -23,12 +23,13 @@ class Gap:
         bridge: The book that turns cash into the bridge coin (`bridge_side` is "buy": the coin is bought with it) or
             back ("sell": the coin is sold for it). None for a direct gap.
         passing_ns: Since when every gate lets it through (of the message that brought it), while nothing is open.
-        failing_ns: Since when an open opportunity has no edge; it may come back.
+        failing_ns: Since when an open opportunity has no edge; it may come back. `told` whether an update has said so.
+        dated_ns: `opened_ns` of the newest opportunity or rejection: no two of a gap have the same.
         gone_ns: Since when a rejected crossing is gone; it may come back.
         adopted: Taken over from another owner and not yet confirmed.
         accepted: It has been an opportunity at least once since the crossing began.
         best: Highest net edge (bps) since the rejection opened.
-        recheck_ns: When a rejection whose reasons have changed may be published again.
+        recheck_ns: When what has changed may be published again.
         due_ns: When time alone may change something about it.
     """
 
@@ -39,6 +40,7 @@ class Gap:
         "books",
         "bridge",
         "buy",
+        "dated_ns",
         "due_ns",
         "failing_ns",
         "gone_ns",
@@ -51,6 +53,7 @@ class Gap:
         "recheck_ns",
         "rejection",
         "sell",
+        "told",
         "walk",
         "walk_basis",
     )
@@ -65,7 +68,9 @@ class Gap:
         self.rejection: Rejection | None = None
         self.passing_ns: int | None = None
         self.failing_ns: int | None = None
+        self.told = False
         self.gone_ns: int | None = None
+        self.dated_ns = {"opportunity": -1, "rejection": -1}
         self.published_ns = 0
         self.looked_ns = 0
         self.integral = ZERO

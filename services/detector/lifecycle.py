@@ -11,7 +11,7 @@ from typing import Any
 
 from services.detector.books import HeldBook
 from services.detector.context import Trades, imbalance
-from services.detector.edge import ZERO, BridgeFill, Evaluation
+from services.detector.edge import ZERO, BridgeFill, Evaluation, rounded_bps
 from services.detector.gap import NEVER_NS, Gap
 from services.detector.verdict import MS, Judge, Verdict
 from shared.messages import Context, Leg, Opportunity, Phase, RateUsed, Reason, Rejection, RouteLeg
@@ -46,12 +46,14 @@ class Lifecycle:
             event_ns: `received_ns` of the message that led here; None where time did, or a rate: then the newest
                 message that bears on the gap is what an opening is dated by.
         """
+        if gap.opportunity is not None and self._rests(gap, now_ns):
+            return []
         verdict = self._judge.verdict(gap, now_ns)
         if gap.opportunity is not None:
             self._integrate(gap, now_ns)
             why = self._close_reason(gap, verdict, now_ns)
             if why is None:
-                gap.failing_ns = None
+                gap.failing_ns, gap.told = None, False
                 return self._update(gap, now_ns, trades)
             if not gap.adopted and why in ("edge", "crossing_gone") and not self._is_over(gap, now_ns):
                 return self._update(gap, now_ns, trades)
@@ -66,12 +68,26 @@ class Lifecycle:
             due = min(due, gap.published_ns + self._settings.update_max_ms * MS)
             if gap.failing_ns is not None:
                 due = min(due, gap.failing_ns + self._close_after_ns)
-            return due
+                if not gap.told:
+                    due = min(due, gap.published_ns + self._settings.update_min_ms * MS)
+            return min(due, gap.recheck_ns)
         if gap.gone_ns is not None:
             return gap.gone_ns + self._linger_ns
         if gap.passing_ns is not None:
             due = min(due, gap.passing_ns + self._persistence_ns)
         return min(due, gap.recheck_ns)
+
+    def _rests(self, gap: Gap, now_ns: int) -> bool:
+        """Whether an open opportunity needs no exact look: nothing could be published yet, and it clearly still pays.
+
+        Its exact numbers follow when the next update may come (`update_min_ms`).
+        """
+        gap.recheck_ns = NEVER_NS
+        may_ns = gap.published_ns + self._settings.update_min_ms * MS
+        if gap.adopted or gap.failing_ns is not None or now_ns >= may_ns or not self._judge.clearly_pays(gap, now_ns):
+            return False
+        gap.recheck_ns = may_ns
+        return True
 
     def _rejected(self, gap: Gap, verdict: Verdict, now_ns: int, event_ns: int | None, trades: Trades) -> list[Event]:
         """Nothing is open but perhaps a rejection."""
@@ -85,22 +101,31 @@ class Lifecycle:
             gap.passing_ns = None
         else:
             if gap.passing_ns is None:
-                gap.passing_ns = event_ns
+                gap.passing_ns = self._dated(gap, "opportunity", event_ns, now_ns)
             if now_ns - gap.passing_ns >= self._persistence_ns:
                 return self._open(gap, now_ns, trades)
             reasons = (Reason.PERSISTENCE,)
         return self._reject(gap, verdict, reasons, now_ns, event_ns)
+
+    @staticmethod
+    def _dated(gap: Gap, what: str, event_ns: int, now_ns: int) -> int:
+        """When it began; what time alone has brought again, with no message since, begins now."""
+        began = event_ns if event_ns > gap.dated_ns[what] else now_ns
+        gap.dated_ns[what] = began
+        return began
 
     # ------------------------------------------------ opportunity
 
     def _close_reason(self, gap: Gap, verdict: Verdict, now_ns: int) -> str | None:
         """Why an open opportunity ends; None if it goes on."""
         if not verdict.crossing:
-            failed = self._judge.failed(gap, now_ns)
-            return failed[0].value if failed else "crossing_gone"
-        gates = [reason for reason in verdict.reasons if reason not in EDGE_GONE]
-        if gates:
-            return gates[0].value
+            gates = self._judge.failed(gap, now_ns) or self._judge.missing(gap, now_ns)
+            if not gates and self._judge.is_empty(gap):
+                gates = (Reason.DEPTH,)
+            return gates[0].value if gates else "crossing_gone"
+        failing = [reason for reason in verdict.reasons if reason not in EDGE_GONE]
+        if failing:
+            return failing[0].value
         if verdict.net_bps is None:
             return verdict.reasons[0].value  # no fee is known for today
         return "edge" if verdict.net_bps < self._settings.close_net_bps else None
@@ -125,6 +150,7 @@ class Lifecycle:
         gap.published_ns, gap.looked_ns, gap.failing_ns = now_ns, now_ns, None
         found = self._judge.numbers(gap, now_ns)
         assert found is not None
+        assert found.net_bps is not None
         gap.integral = rounded_bps(found.net_bps) * (now_ns - opened_ns) / 1_000_000_000
         gap.opportunity = self._opportunity(
             gap, found, gap.identity(opened_ns), "opened", opened_ns, ZERO, now_ns, trades
@@ -132,19 +158,19 @@ class Lifecycle:
         return [*events, gap.opportunity]
 
     def _update(self, gap: Gap, now_ns: int, trades: Trades) -> list[Event]:
-        """Publish again what has moved or is due; at once when the edge is gone, for it may be acted on."""
+        """Publish again what has moved or is due, and as soon as may be that the edge is gone: it may be acted on."""
         held, found = gap.opportunity, self._judge.numbers(gap, now_ns)
         assert held is not None
-        if found is None:
+        if found is None or found.net_bps is None:
             return []
         net = rounded_bps(found.net_bps)
         waited_ns = now_ns - gap.published_ns
         settings = self._settings
         moved = abs(net - held.net_bps) >= settings.update_bps and waited_ns >= settings.update_min_ms * MS
-        just_gone = gap.failing_ns == now_ns
-        if not (gap.adopted or moved or just_gone or waited_ns >= settings.update_max_ms * MS):
+        gone = gap.failing_ns is not None and not gap.told and waited_ns >= settings.update_min_ms * MS
+        if not (gap.adopted or moved or gone or waited_ns >= settings.update_max_ms * MS):
             return []
-        gap.adopted = False
+        gap.adopted, gap.told = False, gap.failing_ns is not None
         gap.opportunity = self._opportunity(
             gap, found, held.opportunity_id, "updated", held.opened_ns, held.peak_net_bps, now_ns, trades
         )
@@ -166,7 +192,7 @@ class Lifecycle:
         found = None if self._judge.failed(gap, now_ns) else self._judge.numbers(gap, now_ns)
         if found is not None and found.net_bps is not None:
             change["net_bps"] = rounded_bps(found.net_bps)
-        gap.opportunity, gap.adopted, gap.passing_ns, gap.failing_ns = None, False, None, None
+        gap.opportunity, gap.adopted, gap.told, gap.passing_ns, gap.failing_ns = None, False, False, None, None
         return held.model_copy(update=change)
 
     def _opportunity(
@@ -180,6 +206,8 @@ class Lifecycle:
         now_ns: int,
         trades: Trades,
     ) -> Opportunity:
+        assert found.net_bps is not None
+        assert found.naive_bps is not None
         net = rounded_bps(found.net_bps)
         return Opportunity.model_construct(
             opportunity_id=identity,
@@ -230,7 +258,7 @@ class Lifecycle:
         if held is not None:
             phase, opened_ns, identity = "updated", held.opened_ns, held.rejection_id
         else:
-            phase, opened_ns = "opened", event_ns
+            phase, opened_ns = "opened", self._dated(gap, "rejection", event_ns, now_ns)
             identity = "r" + gap.identity(opened_ns)[:31]
         found = None if verdict.net_bps is None else self._judge.numbers(gap, now_ns)
         gap.rejection = Rejection.model_construct(
@@ -340,11 +368,6 @@ def _legs(gap: Gap, found: Evaluation | None, now_ns: int) -> list[RouteLeg] | N
 def known_bps(value: Decimal | None) -> Decimal | None:
     """As `rounded_bps`; what is not known stays so."""
     return None if value is None else rounded_bps(value)
-
-
-def rounded_bps(value: Decimal | None) -> Decimal:
-    """Basis points as published: four decimals say more than any book can keep."""
-    return ZERO if value is None else round(value, 4)
 
 
 def _context(gap: Gap, now_ns: int, trades: Trades) -> Context:

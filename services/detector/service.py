@@ -30,6 +30,11 @@ session timeout of 10 s, so three seconds would find nothing of it."""
 SETTLE_NS = 1_000_000_000
 """A new owner judges when it has caught up, at the latest after this."""
 
+AHEAD_NS = 1_000_000_000
+"""A collector's clock may be ahead of ours by this much."""
+
+SAY_S = 10.0
+
 UNREADABLE = (UndecodableRecord, ValueError, ArithmeticError)
 """What a record that is not one of ours raises: a field is missing or wrong."""
 
@@ -76,6 +81,7 @@ class Detector:
         self._new: frozenset[int] = frozenset()
         self._assigned_ns: int | None = None
         self._back: list[Record] = []
+        self._said: dict[str, float] = {}
         self._counts: dict[type[Tick], int] = dict.fromkeys(TICK_KINDS, 0)
 
     def on_owned(self, owned: frozenset[int]) -> None:
@@ -138,6 +144,8 @@ class Detector:
         try:
             tick = read_tick(record.value)
             if tick.received_ns > self._now_ns:
+                if self._is_early(tick):
+                    return
                 self._now_ns = tick.received_ns
             events = self._engine.on_message(tick, self._now_ns)
             self._counts[type(tick)] += 1
@@ -146,6 +154,20 @@ class Detector:
             return
         if events:
             self._publish(events)
+
+    def _is_early(self, tick: Tick) -> bool:
+        """A tick from the future would make every other book look old: it is dropped, counted and said."""
+        ahead_ns = tick.received_ns - self._clock()
+        if ahead_ns <= AHEAD_NS:
+            return False
+        metrics.TICKS_EARLY.labels(exchange=tick.exchange).inc()
+        now = time.monotonic()
+        if now - self._said.get(tick.exchange, -SAY_S) >= SAY_S:
+            self._said[tick.exchange] = now
+            log.error(
+                "ticks from the future", exchange=tick.exchange, ahead_s=ahead_ns / 1e9, next="set the clocks (NTP)"
+            )
+        return True
 
     def _read(self) -> Iterator[AnyMessage]:
         for record in self._read_open():
@@ -173,10 +195,12 @@ class Detector:
         for opportunity in opened:
             self._engine.expect(opportunity, published[opportunity.opportunity_id])
         self._take_back()
-        adopted = sum(self._engine.adopt(one) for one in newest.values() if one.phase != "closed")
-        if adopted:
-            log.info("adopted", opportunities=adopted)
         self._now_ns = max(self._now_ns, self._clock())
+        left_open = [one for one in newest.values() if one.phase != "closed"]
+        for one in sorted(left_open, key=lambda one: one.detected_ns):
+            self._publish(self._engine.adopt(one, self._now_ns))
+        if left_open:
+            log.info("adopted", opportunities=len(left_open))
         self._publish(self._engine.evaluate_all(self._now_ns))
 
     def _take_back(self) -> None:
@@ -190,8 +214,9 @@ class Detector:
         self._back = []
         for tick, record in sorted(ticks, key=lambda row: (row[0].received_ns, row[0].exchange, row[0].sequence)):
             try:
-                self._publish(self._engine.on_message(tick, tick.received_ns, silent=True))
-                self._counts[type(tick)] += 1
+                if not self._is_early(tick):
+                    self._publish(self._engine.on_message(tick, tick.received_ns, silent=True))
+                    self._counts[type(tick)] += 1
             except UNREADABLE as error:
                 self._dead_letter(record, error)
 

@@ -8,7 +8,7 @@ from decimal import Decimal
 from typing import Literal, NamedTuple
 
 from services.detector import cycle, edge
-from services.detector.books import Fx, HeldBook, HeldRate, Rates, exact, fee_on
+from services.detector.books import NONE_ASK, NONE_BID, Fx, HeldBook, HeldRate, Rates, exact, fee_on
 from services.detector.edge import BPS, ONE, BridgeFill, Caps, Evaluation, Side
 from services.detector.gap import NEVER_NS, Gap
 from shared.messages import Limit, Reason
@@ -48,6 +48,7 @@ class Judge:
         self._max_age_ns = self._settings.max_book_age_ms * MS
         self._max_skew_ns = self._settings.max_skew_ms * MS
         self._not_the_same = frozenset(self._settings.not_the_same)
+        self._most_net = float(self._settings.sanity_cap_bps) / 10_000 - CLEAR
         share = self._settings.max_depth_share
         self._share = share if share < 1 else None
 
@@ -70,6 +71,12 @@ class Judge:
         ]
         return tuple(dict.fromkeys(reasons))
 
+    def is_empty(self, gap: Gap) -> bool:
+        """Whether a side that it needs has no level."""
+        return not (
+            gap.sell.best_bid > NONE_BID and gap.buy.best_ask < NONE_ASK and NONE_BID < self._through(gap) < NONE_ASK
+        )
+
     def fails_ns(self, gap: Gap, now_ns: int) -> int:
         """The next moment at which silence alone makes a leg stale or its book too old."""
         moments = [book.alive_ns + self._max_silence_ns for book in gap.books]
@@ -87,14 +94,14 @@ class Judge:
         reasons = self._gates_of_time(gap, now_ns)
         if self._not_the_same and not self._not_the_same.isdisjoint(f"{b.exchange}:{b.base}" for b in gap.books):
             reasons.append(Reason.IDENTITY)
-        missing = self._missing(gap, now_ns)
+        missing = self.missing(gap, now_ns)
         if missing:
             return Verdict(True, (*reasons, *missing))
         net = self._net(gap)
         if net < -CLEAR:
             eaten = self._eaten(gap, converted)
             if eaten is not None:
-                return Verdict(True, (*reasons, *eaten), round(Decimal(net * 10_000), 4))
+                return Verdict(True, (*reasons, *eaten), edge.rounded_bps(Decimal(net * 10_000)))
         found = self.numbers(gap, now_ns)
         assert found is not None
         reasons.extend(found.reasons)
@@ -105,15 +112,23 @@ class Judge:
                 reasons.append(Reason.THRESHOLD)
         return Verdict(True, tuple(reasons), found.net_bps)
 
+    def clearly_pays(self, gap: Gap, now_ns: int) -> bool:
+        """Whether floats say without doubt that the tops pay, no gate of time fails, and it is not too good."""
+        if self.failed(gap, now_ns) or self.missing(gap, now_ns) or self._gates_of_time(gap, now_ns):
+            return False
+        return CLEAR < self._net(gap) < self._most_net
+
     def numbers(self, gap: Gap, now_ns: int) -> Evaluation | None:
         """The exact walk, made again only when something that it rests on has changed. None without rate or fee."""
-        if self._missing(gap, now_ns):
+        if self.missing(gap, now_ns):
             return None
+        if self.is_empty(gap):
+            return edge.nothing((Reason.DEPTH,), None, None, None)
         sources = tuple(rate.exchange for rate, _ in self.rates(gap))
         basis = (*((book.version, book.fee_day) for book in gap.books), *self._cash(gap), sources)
         if gap.walk is None or gap.walk_basis != basis:
-            gap.walk_basis = basis
             gap.walk = self._direct(gap, now_ns) if gap.bridge is None else self._cycle(gap, gap.bridge, now_ns)
+            gap.walk_basis = basis
         return gap.walk
 
     def rates(self, gap: Gap) -> list[tuple[HeldRate, str]]:
@@ -123,12 +138,11 @@ class Judge:
 
     def naive_bps(self, gap: Gap) -> Decimal | None:
         """Gap of the tops without conversion and fees; None where a side is empty."""
-        factor = self._through(gap)
-        if not (gap.buy.asks and gap.sell.bids and 0 < factor < float("inf")):
+        if self.is_empty(gap):
             return None
         ask, bid = Decimal(repr(gap.buy.best_ask)), Decimal(repr(gap.sell.best_bid))
         if gap.bridge is not None:
-            price = Decimal(repr(factor))
+            price = Decimal(repr(self._through(gap)))
             ask, bid = (ask * price, bid) if gap.bridge_side == "buy" else (ask, bid * price)
         return edge.ratio_bps(bid, ask)
 
@@ -215,11 +229,11 @@ class Judge:
             reasons.append(Reason.SKEW)
         return reasons
 
-    def _missing(self, gap: Gap, now_ns: int) -> tuple[Reason, ...]:
+    def missing(self, gap: Gap, now_ns: int) -> tuple[Reason, ...]:
         """Fees and rates that nobody knows: a fee of None is no fee of zero."""
         missing = [Reason.FEES for book in gap.books if book.fee(now_ns) is None]
         for fx in self._quotes(gap):
-            if fx.quote != "USD" and self._rates.current(fx, now_ns) is None:
+            if fx.quote != "USD" and not self._rates.is_current(fx, now_ns):
                 missing.append(Reason.RATE_STALE if fx.known else Reason.RATE_MISSING)
         return tuple(dict.fromkeys(missing))
 

@@ -177,6 +177,7 @@ def test_an_opportunity_closes_with_its_reason(configured, tick, how, reason):
     else:
         run.timer(T0 + 10 + configured.detector.max_silence_ms + 1)
     if how in ("edge", "gone"):
+        run.timer(T0 + 210)  # 100 ms after the opening was published
         assert run.opportunities()[-1].phase == "updated", "it says so at once, and may come back"
         run.timer(T0 + 200 + configured.detector.close_after_ms)
     closed = run.opportunities()[-1]
@@ -303,11 +304,11 @@ def test_adopted_opportunities_keep_their_id_or_end_as_handover(configured, tick
     heir.feed(tick("coinbase", "BTC-USD", 99.9, 100.0, T0 + 200))
     for message in (tick("kraken", "BTC-USD", 101.0, 101.1, T0 + 200),):
         heir.engine.on_message(as_tick(message), message["received_ns"], silent=True)
-    assert heir.engine.adopt(opened)
+    assert heir.engine.adopt(opened, (T0 + 210) * MS) == []
     (event,) = heir.engine.evaluate_all((T0 + 210) * MS)
     assert (event.phase, event.opportunity_id) == ("updated", opened.opportunity_id)
     other = Run(configured)
-    other.engine.adopt(opened)
+    other.engine.adopt(opened, (T0 + 210) * MS)
     closed = next(e for e in other.engine.evaluate_all((T0 + 210) * MS) if isinstance(e, Opportunity))
     assert (closed.phase, closed.close_reason, closed.opportunity_id) == ("closed", "handover", opened.opportunity_id)
 

@@ -17,7 +17,7 @@ CASE = {
 }
 KEYS = [
     *("verdict", "reasons", "size", "profit", "naive_bps", "net_bps", "closed_loop_bps", "buy_vwap", "sell_vwap"),
-    *("buy_limit", "sell_limit", "levels_used", "depth_limited"),
+    *("buy_limit", "sell_limit", "levels_used", "depth_limited", "sell_size", "limited_by"),
 ]
 
 
@@ -50,6 +50,16 @@ def test_what_a_case_leaves_out_does_not_limit():
     assert result["size"] == "14"
     # bought 100 + 200.4 + 11 * 100.7 = 1408.1; sold 151.5 + 151.2 + 11 * 100.75 = 1410.95
     assert result["profit"] == "2.85"
+
+
+def test_balances_a_share_of_the_depth_and_a_fee_in_the_coin_act():
+    assert evaluate_case(case(balances={"buy": "100.1"}))["size"] == "1", "100 and ten basis points of it"
+    assert evaluate_case(case(balances={"sell": "0.25"}))["limited_by"] == "balance"
+    assert evaluate_case(case(balances={"sell": 0}))["reasons"] == ["balance"]
+    half = evaluate_case(case(max_depth_share="0.1"))
+    assert (half["size"], half["limited_by"]) == ("1.4", "share")
+    in_base = evaluate_case(case(fee_in_base=True, buy__asks=[["100", "1"]]))
+    assert (in_base["size"], in_base["sell_size"]) == ("1", "0.999")
 
 
 def test_swapping_names_changes_only_names():
@@ -97,6 +107,9 @@ def test_a_rates_own_fee_is_in_the_closed_loop_only():
         ({"buy__symbol": "BTCUSDT"}, "buy.symbol: 'BTCUSDT' is not a symbol"),
         ({"colour": 1}, "unknown field colour; allowed are base, buy"),
         ({"buy__colour": 1}, "unknown field buy.colour; allowed are exchange, symbol, asks"),
+        ({"fee_in_base": 1}, "fee_in_base: must be true"),
+        ({"max_depth_share": 2}, "max_depth_share"),
+        ({"balances": {"buy": -1}}, "balances.buy"),
         ({"fees_bps__buy": "much"}, "fees_bps.buy"),
         ({"fees_bps__buy": 20_000}, "fees_bps.buy: 20000 must be between -10000 and 10000"),
         ({"rates": {"USDT-USD": {"bid": 1}}}, "rates.USDT-USD.ask is missing"),

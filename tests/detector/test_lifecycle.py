@@ -1,11 +1,13 @@
 """What an opportunity says from its opening to its end, what rejects it, and what becomes of its edge afterwards."""
 
+import itertools
 from decimal import Decimal
 from typing import Any
 
 import pytest
 
 from services.detector.engine import Engine
+from shared.errors import UndecodableRecord
 from shared.messages import DelayedEdge, Opportunity, Reason, Rejection
 from tests.detector.test_engine import MS, T0, Run, as_tick, health, open_gap, rate
 
@@ -29,7 +31,7 @@ def test_what_comes_back_within_close_after_is_the_same_opportunity(configured, 
     run = Run(configured)
     opened = open_gap(run, tick)
     for n in range(5):
-        at = T0 + 200 + n * 200
+        at = T0 + 220 + n * 200
         run.feed(tick("kraken", "BTC-USD", 99.5, 99.6, at))
         run.timer(at + 50)
         run.feed(tick("kraken", "BTC-USD", 101.0, 101.1, at + 100))
@@ -38,7 +40,7 @@ def test_what_comes_back_within_close_after_is_the_same_opportunity(configured, 
     assert "closed" not in {o.phase for o in run.opportunities()}
     gone = [o for o in run.opportunities() if o.size == 0]
     assert [(o.phase, o.profit_usd, o.detected_ns // MS - T0) for o in gone] == [
-        ("updated", 0, 200 + n * 200) for n in range(5)
+        ("updated", 0, 220 + n * 200) for n in range(5)
     ], "each time it says at once that nothing is there"
     assert all(o.net_bps < 0 for o in gone)
 
@@ -75,7 +77,144 @@ def test_an_opening_that_time_brings_is_dated_by_a_message(configured, tick):
     assert play([50, 100, 150]) == play([20, 180])
 
 
+def test_an_edge_that_flickers_wildly_is_not_published_more_often_than_allowed(configured, tick):
+    run = Run(configured)
+    open_gap(run, tick)
+    for n in range(200):
+        run.feed(tick("kraken", "BTC-USD", *((99.5, 99.6) if n % 2 else (101.0, 101.1)), T0 + 120 + n * 3))
+    moments = [o.detected_ns // MS for o in run.opportunities()]
+    assert min(later - sooner for sooner, later in itertools.pairwise(moments)) >= configured.detector.update_min_ms
+
+
+def test_what_time_alone_brings_back_has_an_id_of_its_own(configured, tick):
+    """The opportunity ends by silence and is a rejection again, with no message since the first rejection."""
+    run = Run(configured)
+    open_gap(run, tick)
+    for at in range(T0 + 150, T0 + 4000, 50):
+        run.timer(at)
+    opened = [r.rejection_id for r in run.rejections() if r.phase == "opened"]
+    assert len(opened) == len(set(opened)) == 2
+
+
 # ---------------------------------------------------------------- gates
+
+
+def test_a_rate_that_falls_silent_ends_what_stood_on_it_at_once(configured, tick):
+    """The gap crosses only when converted: without the rate nothing crosses, and the timer must not wait for ever."""
+    run = Run(configured)
+    run.feed(rate(0.989, 0.990, T0))
+    for at in range(T0, T0 + 2500, 50):
+        run.feed(tick("kraken", "BTC-USD", 99.9, 100.1, at))
+        run.feed(tick("binance", "BTC-USDT", 99.8, 100.0, at))
+        run.timer(at)
+    assert [o.close_reason for o in run.opportunities() if o.phase == "closed"] == ["rate_stale"]
+
+
+def test_a_rate_alone_can_open_a_gap(configured, tick):
+    run = Run(configured)
+    run.feed(rate(1.0, 1.001, T0))
+    run.feed(tick("kraken", "BTC-USD", 99.9, 100.1, T0))
+    run.feed(tick("binance", "BTC-USDT", 99.8, 100.0, T0))
+    run.timer(T0 + 50)
+    assert run.events == []
+    run.feed(rate(0.989, 0.990, T0 + 60, sequence=2))
+    for at in (T0 + 100, T0 + 150, T0 + 200):
+        run.timer(at)
+    (opened,) = run.opportunities()
+    assert (opened.buy.exchange, opened.opened_ns) == ("binance", (T0 + 60) * MS)
+
+
+def test_skew_is_judged_again_when_the_late_leg_proves_its_life(configured, tick):
+    run = Run(configured, max_skew_ms=600)
+    run.feed(tick("coinbase", "BTC-USD", 99.9, 100.0, T0))
+    run.feed(tick("kraken", "BTC-USD", 101.0, 101.1, T0 + 700))
+    assert run.rejections()[0].reasons == [Reason.SKEW]
+    run.feed(health("coinbase", "BTC-USD", "live", T0 + 720))
+    run.timer(T0 + 850)
+    assert run.opportunities()[0].opened_ns == (T0 + 720) * MS
+
+
+def test_a_bridge_coin_whose_book_is_quiet_still_converts(configured, tick):
+    run = Run(configured)
+    run.feed(tick("kraken", "BTC-USD", 49_999.0, 50_000.0, T0))
+    run.feed(tick("binance", "ETH-BTC", 0.0499, 0.05, T0))
+    run.feed(tick("okx", "ETH-BTC", 0.0505, 0.0506, T0))
+    for n in range(1, 12):
+        at = T0 + n * 500
+        run.feed(health("kraken", "BTC-USD", "live", at, sequence=10**6 + n))
+        run.feed({**health("binance", "ETH-BTC", "live", at, sequence=10**6 + n)})
+        run.feed({**health("okx", "ETH-BTC", "live", at, sequence=10**6 + n)})
+        run.timer(at)
+    assert "closed" not in {o.phase for o in run.opportunities()}
+
+
+BAD_BOOKS = [
+    ([[0, 1]], [[1, 1]]),
+    ([[-1.0, 1]], [[1, 1]]),
+    ([[1e308, 1]], [[1, 1]]),
+    ([["1", 1]], [[1, 1]]),
+    ([[1, 1]], [[1e-20, 1]]),
+    ([[None, 1]], [[1, 1]]),
+]
+
+
+@pytest.mark.parametrize(("bids", "asks"), BAD_BOOKS)
+def test_a_price_that_is_none_is_refused_before_anything_changes(configured, tick, bids, asks):
+    run = Run(configured)
+    opened = open_gap(run, tick)
+    bad = tick("kraken", "BTC-USD", 1, 2, T0 + 120) | {"bids": bids, "asks": asks}
+    with pytest.raises(UndecodableRecord):
+        run.engine.on_message(as_tick(bad), (T0 + 300) * MS)
+    run.timer(T0 + 400)
+    assert run.opportunities()[-1].net_bps == opened.net_bps
+    assert [edge.delay_ms for edge in run.outcomes] == [50, 100, 250], "what was due is not lost with it"
+
+
+@pytest.mark.parametrize("lot_step", ["NaN", "abc", "-1", "Infinity", "1e400"])
+def test_an_order_term_that_is_none_is_refused_before_anything_changes(configured, tick, lot_step):
+    run = Run(configured)
+    opened = open_gap(run, tick)
+    with pytest.raises(UndecodableRecord):
+        run.engine.on_message(as_tick(stated("kraken", T0 + 120, lot_step=lot_step)), (T0 + 120) * MS)
+    run.feed(tick("kraken", "BTC-USD", 100.3, 101.1, T0 + 1200))
+    assert run.opportunities()[-1].opportunity_id == opened.opportunity_id
+    assert run.opportunities()[-1].net_bps == D("9.9600")
+
+
+@pytest.mark.parametrize(("bid", "ask"), [(1e308, 1e308), (1e-308, 1.0), (-1.0, 1.0), (0, 0)])
+def test_a_rate_that_is_none_is_refused(configured, bid, ask):
+    with pytest.raises(UndecodableRecord):
+        Run(configured).feed(rate(bid, ask, T0))
+
+
+def test_a_level_that_is_none_below_the_top_makes_the_book_no_book(configured, tick):
+    run = Run(configured)
+    run.feed(tick("coinbase", "BTC-USD", 99.9, 100.0, T0))
+    run.feed(tick("kraken", "BTC-USD", 101.0, 101.1, T0 + 10) | {"bids": [[101.0, 1.0], ["x", 1.0]]})
+    run.timer(T0 + 500)
+    assert run.opportunities() == []
+    assert run.rejections()[-1].reasons in ([Reason.HEALTH], [Reason.DEPTH])
+
+
+def test_a_bridge_book_that_loses_a_side_ends_the_cycle(configured, tick):
+    run = Run(configured, sanity_cap_bps=D(1000))
+    for message in triangle(tick, ("binance",) * 3, (2399.0, 2400.0)):
+        run.feed(message)
+    run.timer(T0 + 150)
+    run.feed(tick("binance", "BTC-USDT", 1, 2, T0 + 200) | {"bids": []})
+    run.timer(T0 + 250)
+    assert run.opportunities()[-1].close_reason == "depth"
+
+
+def test_outages_leave_nothing_behind(configured, tick):
+    run = Run(configured)
+    for n in range(20):
+        at = T0 + n * 40_000
+        run.feed(tick("coinbase", "BTC-USD", 99.9, 100.0, at))
+        run.feed(tick("kraken", "BTC-USD", 100.1, 100.3, at))
+        for later in range(0, 38_000, 500):
+            run.timer(at + later)
+    assert len(run.engine._due) <= 1
 
 
 def test_a_crossing_with_a_book_that_is_not_live_says_so(configured, tick):
