@@ -108,6 +108,8 @@ class HeldBook:
         "_asks_text",
         "_bids",
         "_bids_text",
+        "_exact_asks",
+        "_exact_bids",
         "_terms",
         "_terms_text",
         "alive_ns",
@@ -156,6 +158,8 @@ class HeldBook:
         self._bids_text = self._asks_text = b"[]"
         self._bids: list[Level] | None = None
         self._asks: list[Level] | None = None
+        self._exact_bids: list[tuple[Decimal, Decimal]] | None = None
+        self._exact_asks: list[tuple[Decimal, Decimal]] | None = None
         self.best_bid = NONE_BID
         self.best_ask = NONE_ASK
         self.terms = self._terms = OrderTerms()
@@ -170,6 +174,7 @@ class HeldBook:
         """A book is itself a proof of life, and only live books are published."""
         self._bids_text, self._asks_text, self.best_bid, self.best_ask = tops
         self._bids = self._asks = None
+        self._exact_bids = self._exact_asks = None
         self.version += 1
         self.received_ns = self.alive_ns = self.touched_ns = received_ns
         self.state = "live"
@@ -189,6 +194,18 @@ class HeldBook:
         if self._asks is None:
             self._asks = self._read(self._asks_text)
         return self._asks
+
+    def exact_bids(self) -> list[tuple[Decimal, Decimal]]:
+        """As `bids`, in decimals; made once for all gaps that look at it."""
+        if self._exact_bids is None:
+            self._exact_bids = exact(self.bids)
+        return self._exact_bids
+
+    def exact_asks(self) -> list[tuple[Decimal, Decimal]]:
+        """As `asks`, in decimals; made once for all gaps that look at it."""
+        if self._exact_asks is None:
+            self._exact_asks = exact(self.asks)
+        return self._exact_asks
 
     def _read(self, side: bytes) -> list[Level]:
         """A side; nothing, and the book is none any more, if there is a level in it that is none."""
@@ -271,6 +288,12 @@ def check_rate(tick: RateTick) -> None:
             raise UndecodableRecord(
                 f"{tick.symbol}: {price!r} is no rate: it must be from {1 / MOST_RATE:g} to {MOST_RATE:g}"
             )
+
+
+def pair_crosses(buy: HeldBook, sell: HeldBook) -> bool:
+    """Whether a book's bid is above another one's ask, as they stand or both converted to USD. No fees."""
+    bid, ask = sell.best_bid, buy.best_ask
+    return bid > ask or (sell.fx is not buy.fx and bid * sell.fx.bid > ask * buy.fx.ask)
 
 
 class HeldRate(NamedTuple):

@@ -163,8 +163,8 @@ def walk(asks: Levels, bids: Levels, buy: Side, sell: Side, caps: Caps = NO_CAPS
                 gives, ended = most_sold[0] - sold, most_sold[1]
                 step = min(step, _needed(gives, kept))
             for most, factor, what in money:
-                room = (most - spent * factor) / (ask * factor)
-                if room < step:
+                if (spent + step * ask) * factor > most:
+                    room = (most - spent * factor) / (ask * factor)
                     step, ended = max(ZERO, room.quantize(SMALLEST, rounding=decimal.ROUND_DOWN)), what
                     gives = min(gives, step * kept)
             bought += step
@@ -287,8 +287,7 @@ def rounded_bps(value: Decimal) -> Decimal:
 
 
 def ratio_bps(part: Decimal, whole: Decimal) -> Decimal:
-    with decimal.localcontext(EXACT):
-        return QUOTIENT.divide((part - whole) * BPS, whole)
+    return QUOTIENT.divide(EXACT.multiply(EXACT.subtract(part, whole), BPS), whole)
 
 
 # ---------------------------------------------------------------- inside

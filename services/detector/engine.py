@@ -12,7 +12,7 @@ import heapq
 from collections.abc import Callable, Collection, Iterable
 from itertools import count
 
-from services.detector.books import HeldBook, Key, Rates, check_rate, tops_of
+from services.detector.books import HeldBook, Key, Rates, check_rate, pair_crosses, tops_of
 from services.detector.coin import Coin
 from services.detector.gap import NEVER_NS, Gap
 from services.detector.lifecycle import Lifecycle
@@ -262,9 +262,8 @@ class Engine:
             ):
                 continue  # quoted in a coin: by way of a bridge only
             for buy, sell in ((book, peer), (peer, book)):
-                gap = Gap(buy, sell)
-                if gap.key not in coin.gaps and self._judge.crosses(gap):
-                    events += self._step(coin, self._known(coin, gap), now_ns, event_ns)
+                if pair_crosses(buy, sell) and (buy.key, sell.key, None) not in coin.gaps:
+                    events += self._step(coin, self._known(coin, Gap(buy, sell)), now_ns, event_ns)
         return events
 
     def _judge_cycles(self, coin: Coin, book: HeldBook, now_ns: int, event_ns: int | None) -> list[Event]:

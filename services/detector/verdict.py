@@ -8,7 +8,7 @@ from decimal import Decimal
 from typing import Literal, NamedTuple
 
 from services.detector import cycle, edge
-from services.detector.books import NONE_ASK, NONE_BID, Fx, HeldBook, HeldRate, Rates, exact, fee_on
+from services.detector.books import NONE_ASK, NONE_BID, Fx, HeldBook, HeldRate, Rates, fee_on, pair_crosses
 from services.detector.edge import BPS, ONE, BridgeFill, Caps, Evaluation, Side
 from services.detector.gap import NEVER_NS, Gap
 from shared.messages import Limit, Reason
@@ -59,8 +59,7 @@ class Judge:
         """Gross crossing: the bid is above the ask, as they stand or both converted to USD. No fees."""
         if gap.bridge is not None:
             return self._crossings(gap) != (False, False)
-        bid, ask, give, obtain = gap.sell.best_bid, gap.buy.best_ask, gap.sell.fx, gap.buy.fx
-        return bid > ask or (give is not obtain and bid * give.bid > ask * obtain.ask)
+        return pair_crosses(gap.buy, gap.sell)
 
     def failed(self, gap: Gap, now_ns: int) -> tuple[Reason, ...]:
         """Reasons of legs that are not live."""
@@ -257,8 +256,8 @@ class Judge:
             self._settings.max_notional_usd, self._balance(buy, buy.quote), self._balance(sell, sell.base), self._share
         )
         return edge.evaluate(
-            exact(buy.asks[:deep]),
-            exact(sell.bids[:deep]),
+            buy.exact_asks()[:deep],
+            sell.exact_bids()[:deep],
             self._side(buy, Decimal(repr(buy.fx.ask)), now_ns),
             self._side(sell, Decimal(repr(sell.fx.bid)), now_ns),
             caps,
@@ -330,7 +329,7 @@ class Judge:
         fee = book.fee(now_ns)
         assert fee is not None
         lot_step, min_size, least_usd = book.order_terms(usd)
-        levels = exact(book.asks if side == "buy" else book.bids)
+        levels = book.exact_asks() if side == "buy" else book.exact_bids()
         most = [] if self._share is None else [self._share * sum((size for _, size in levels), Decimal(0))]
         balance = self._balance(book, book.base) if side == "sell" else None
         if balance is not None:
