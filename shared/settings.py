@@ -110,6 +110,13 @@ class ExchangeSettings(_Section):
     second: SecondSource | None = None
 
     @model_validator(mode="after")
+    def _tier(self) -> "ExchangeSettings":
+        tiers = sorted({fee.tier for fee in self.fees if fee.tier is not None})
+        if self.fee_tier is not None and self.fee_tier not in tiers:
+            raise ValueError(f"fee_tier: no fee has tier {self.fee_tier!r}; there is {', '.join(tiers) or 'none'}")
+        return self
+
+    @model_validator(mode="after")
     def _canonical(self) -> "ExchangeSettings":
         for symbol in self.symbols:
             if not symbols.is_canonical(symbol):

@@ -258,7 +258,9 @@ class Watched(StrEnum):
     OPPORTUNITIES = "opportunities"
     REJECTIONS = "rejections"
     DECISIONS = "decisions"
+    OUTCOMES = "outcomes"
     HEALTH = "health"
+    TICKS = "ticks"
 
 
 @app.command()
@@ -269,7 +271,10 @@ def watch(
     as_json: AsJson = False,
     config: Config = None,
 ) -> None:
-    """Follow what is published, one line a message. Until Ctrl-C."""
+    """Follow what is published, one line a message. Until Ctrl-C.
+
+    `arb watch ticks --json > ticks.jsonl` records what `arb detect --from-file` replays.
+    """
     from services.cli.watch import follow
 
     chosen = [item.value for item in what or [Watched.DECISIONS]]

@@ -167,6 +167,11 @@ def run(
         say("starting a broker")
         broker = stack.enter_context(start_broker(broker_kind, say))
         say(f"broker: {broker.kind} at {broker.kafka.servers}: {broker.why}")
+        if broker.kind != "mock":
+            say(
+                f"in a second shell: export ARB_KAFKA_SERVERS={broker.kafka.servers}; then "
+                "arb explain --pair BTC kraken binance, arb report, arb watch rejections"
+            )
         demo = _Demo(settings, broker, folder, live, seed, picture, say)
         report = demo.run(seconds, quiet=as_json)
     if not as_json:
@@ -357,6 +362,7 @@ def _farewell(console: Console, report: Report, logs: Path | None) -> None:
         "where to look next:",
         "  README.md                 your own program on the decision topic, in a few lines",
         "  arb demo --live           the same on the exchanges' public feeds",
+        "  arb explain, arb report   why a gap was (not) taken; how long edges last (of a running cluster, or files)",
         "  arb watch decisions       follow a topic of a running cluster",
         "  arb evaluate --help       what one pair of books would be worth",
         "  deploy/arb.toml           every setting with its default",

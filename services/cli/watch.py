@@ -10,14 +10,16 @@ from services.cli.screen import role_words, score
 from shared import cluster, kafka, topics
 from shared.errors import UndecodableRecord
 from shared.kafka import ConsumerThread
-from shared.messages import AnyMessage, Decision, Health, Leg, Opportunity, Rejection, decode
+from shared.messages import AnyMessage, Decision, DelayedEdge, Health, Leg, Opportunity, Rejection, decode
 from shared.settings import KafkaSettings
 
 TOPICS = {
     "opportunities": [topics.OPPORTUNITIES],
     "rejections": [topics.REJECTIONS],
     "decisions": [topics.DECISIONS],
+    "outcomes": [topics.OUTCOMES],
     "health": topics.tick_topics(),
+    "ticks": [*topics.tick_topics(), topics.FX_RATES],
 }
 
 
@@ -35,7 +37,7 @@ async def follow(
         BrokerUnavailable, TopicMismatch: as for any reader.
     """
     cluster.wait_for_brokers(settings)
-    names = [name for item in dict.fromkeys(what) for name in TOPICS[item]]
+    names = list(dict.fromkeys(name for item in what for name in TOPICS[item]))
     since_ms = ConsumerThread.START_NOW if since_s is None else int((time.time() - since_s) * 1000)
     end = None if seconds is None else asyncio.get_running_loop().time() + seconds
     async with ConsumerThread(kafka.reader(settings, "watch"), names, since_ms=since_ms) as consumer:
@@ -51,7 +53,7 @@ async def follow(
 def _show(record: kafka.Record, what: list[str], as_json: bool, console: Console) -> None:
     value = record.value or b""
     tick = record.topic.startswith("tick-data-")
-    if tick and not value.startswith(b'{"kind":"health"'):
+    if tick and "ticks" not in what and not value.startswith(b'{"kind":"health"'):
         return  # health shares its topic with books and trades
     if as_json:
         console.out(value.decode(errors="replace"), highlight=False)
@@ -82,11 +84,19 @@ def line(message: AnyMessage) -> str:
                 f"net {message.net_bps:.1f} bps"
             )
         case Rejection():
-            net = "unknown" if message.net_bps is None else f"{message.net_bps:.1f} bps"
+            naive, net = (
+                "unknown" if bps is None else f"{bps:.1f} bps" for bps in (message.naive_bps, message.net_bps)
+            )
             reasons = ", ".join(reason.value for reason in message.reasons)
             return (
                 f"{_time(message.detected_ns)} {message.base} rejection {message.phase}: {reasons}; buy "
-                f"{_leg(message.buy)}, sell {_leg(message.sell)}, naive {message.naive_bps:.1f} bps, net {net}"
+                f"{_leg(message.buy)}, sell {_leg(message.sell)}, naive {naive}, net {net}"
+            )
+        case DelayedEdge():
+            edge = "missed" if message.net_bps is None else f"net {message.net_bps:.1f} bps"
+            return (
+                f"{_time(message.evaluated_ns)} {message.base} {message.delay_ms} ms after opening: {edge}, "
+                f"{'still executable' if message.executable else 'not executable'}; {message.opportunity_id}"
             )
         case Health():
             why = f": {message.reason}" if message.reason else ""

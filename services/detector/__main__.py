@@ -2,20 +2,26 @@
 
 import contextlib
 import sys
+import threading
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
+import structlog
+
 from services.detector import recorded
 from services.detector.engine import Engine
-from services.detector.recorded import Member, Range
+from services.detector.recorded import Member, Range, Stopped
 from services.detector.replay import Recorded, merged, refuse, replay
 from services.detector.service import ADOPT_MS, BACK_MS, GROUP, Detector
 from shared import cluster, kafka, process, topics
 from shared.errors import InputError, UsageError
 from shared.settings import Settings
 from shared.symbols import split
+
+log = structlog.get_logger()
 
 READ = [*topics.tick_topics(), topics.FX_RATES]
 EVENTS = [topics.OPPORTUNITIES, topics.REJECTIONS, topics.OUTCOMES]
@@ -72,10 +78,11 @@ def from_files(settings: Settings, files: Sequence[Path], within: Range | None, 
 
     Raises:
         InputError: a file or a line of it cannot be read.
+        Stopped: by a signal.
     """
-    process.keep_garbage_small()
+    stop = process.stop_on_signal()
     messages = merged(recorded.of_files(files, within))
-    _write(settings, messages, within, out, strict=True)
+    _write(settings, messages, within, out, stop, strict=True)
 
 
 def from_topics(settings: Settings, within: Range, out: Path | None) -> None:
@@ -84,12 +91,13 @@ def from_topics(settings: Settings, within: Range, out: Path | None) -> None:
     Raises:
         UsageError: some of the range has been deleted, or may still grow.
         BrokerUnavailable, TopicMismatch: as for any reader.
+        Stopped: by a signal.
     """
-    process.keep_garbage_small()
+    stop = process.stop_on_signal()
     cluster.require_topics(settings.kafka, READ)
     found = recorded.find(settings, within)
     messages = merged(recorded.of_topics(settings, found, within))
-    _write(settings, messages, within, out, strict=False)
+    _write(settings, messages, within, out, stop, strict=False)
 
 
 def share(settings: Settings, within: Range, group: str) -> None:
@@ -115,13 +123,30 @@ def share(settings: Settings, within: Range, group: str) -> None:
 
 
 def _write(
-    settings: Settings, messages: Iterable[Recorded], within: Range | None, out: Path | None, *, strict: bool
+    settings: Settings,
+    messages: Iterable[Recorded],
+    within: Range | None,
+    out: Path | None,
+    stop: threading.Event,
+    *,
+    strict: bool,
 ) -> None:
     until_ns = None if within is None else within.until_ns
+    counts = Counter({"ticks": 0, "opportunity opened": 0, "rejection opened": 0})
+
+    def counted() -> Iterator[Recorded]:
+        for message in messages:
+            if stop.is_set():
+                raise Stopped("stopped before the end; what was written is not the whole")
+            counts["ticks"] += 1
+            yield message
+
     with _output(out) as file:
-        for event in replay(Engine(settings), messages, until_ns, refuse if strict else recorded.leave_out):
+        for event in replay(Engine(settings), counted(), until_ns, refuse if strict else recorded.leave_out):
             file.write(event.encode() + b"\n")
+            counts[event.kind if event.kind == "outcome" else f"{event.kind} {event.phase}"] += 1
         file.flush()
+    log.info("replayed", **{name.replace(" ", "_"): count for name, count in sorted(counts.items())})
 
 
 @contextlib.contextmanager
@@ -129,8 +154,12 @@ def _output(out: Path | None) -> Iterator[IO[bytes]]:
     if out is None:
         yield sys.stdout.buffer
         return
+    part = out.with_name(f"{out.name}.part")  # half a result must not look like a whole one
     try:
-        with out.open("wb") as file:
+        with part.open("wb") as file:
             yield file
+        part.replace(out)
     except OSError as error:
         raise InputError(str(out), error.strerror or str(error)) from None
+    finally:
+        part.unlink(missing_ok=True)

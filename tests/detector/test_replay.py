@@ -2,6 +2,9 @@
 
 import gzip
 import random
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import orjson
@@ -12,7 +15,7 @@ from services.cli.__main__ import app
 from services.detector.engine import TIMER_NS, Engine
 from services.detector.recorded import Range, chosen_range, moment, of_files
 from services.detector.replay import merged, recorded, replay
-from shared import kafka, process, settings
+from shared import kafka, settings
 from shared.errors import InputError, UsageError
 
 MS = 1_000_000
@@ -185,10 +188,28 @@ def test_a_message_that_the_engine_cannot_take_in_is_named():
 
 
 @pytest.fixture
-def run(monkeypatch):
-    """`arb detect ARGUMENTS` in this process; its log would stay bound to an output that is gone after the call."""
-    monkeypatch.setattr(process, "setup_logging", lambda _: None)
-    return lambda *arguments, stdin=None: CliRunner().invoke(app, ["detect", *arguments], input=stdin)
+def run():
+    """`arb detect ARGUMENTS` in this process, whose signals it takes for itself."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield lambda *arguments, stdin=None: CliRunner().invoke(app, ["detect", *arguments], input=stdin)
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_a_replay_that_is_stopped_leaves_no_half_result(recording, tmp_path):
+    """By SIGTERM while it waits for more on its standard input."""
+    out = tmp_path / "verdicts.jsonl"
+    command = [sys.executable, "-m", "services.cli", "detect", "--from-file", "-", "--out", str(out)]
+    replaying = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert replaying.stdin is not None
+    part = out.with_name(f"{out.name}.part")
+    while not part.exists() and replaying.poll() is None:
+        replaying.stdin.write(recording.ticks[0][2] + b"\n")
+        replaying.stdin.flush()
+    replaying.terminate()
+    _, said = replaying.communicate(recording.ticks[1][2] + b"\n", timeout=30)
+    assert (replaying.returncode, b"stopped before the end" in said) == (1, True), said
+    assert list(tmp_path.iterdir()) == []
 
 
 def write(path: Path, values) -> str:

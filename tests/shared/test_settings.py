@@ -119,6 +119,25 @@ def test_a_missing_or_empty_secret_file_is_an_error(tmp_path: Path, content: str
         provider.api_key({})
 
 
+def test_a_tier_that_no_fee_has_stops_the_start(tmp_path: Path) -> None:
+    file = tmp_path / "arb.toml"
+    fees = '[{ valid_from = 2026-07-26, taker_bps = "80" }, { valid_from = 2026-07-26, taker_bps = "1", tier = "vip" }]'
+    file.write_text(f'[exchanges.kraken]\nfee_tier = "vipp"\nfees = {fees}\n')
+    with pytest.raises(SettingsError, match="fee_tier: no fee has tier 'vipp'; there is vip"):
+        settings.load(file)
+    file.write_text(f'[exchanges.kraken]\nfee_tier = "vip"\nfees = {fees}\n')
+    kraken = settings.load(file).exchanges["kraken"]
+    day = datetime.date(2026, 8, 1)
+    assert fees_of(kraken, "BTC-USD", day) == Decimal(1)
+    assert fees_of(kraken.model_copy(update={"fee_tier": None}), "BTC-USD", day) == Decimal(80)
+
+
+def fees_of(exchange: settings.ExchangeSettings, symbol: str, day: datetime.date) -> Decimal:
+    found = fees.taker_fee(exchange.fees, symbol, exchange.fee_tier, day)
+    assert found is not None
+    return found.taker_bps
+
+
 def test_the_latest_valid_fee_counts_and_a_pair_of_its_own_wins() -> None:
     schedule = [
         settings.Fee(valid_from=datetime.date(2026, 1, 1), taker_bps=Decimal(40)),
