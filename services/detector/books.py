@@ -312,16 +312,18 @@ class Fx:
     """The conversion of one quote currency to USD in use now, shared by all books that are quoted in it.
 
     `rate` is None for USD itself and where none is usable; `known` whether there is any at all (a stale one); `version`
-    that of `Rates` when it last changed.
+    that of `Rates` when it last changed, `since_ns` the moment of that.
     """
 
-    __slots__ = ("ask", "bid", "known", "quote", "rate", "version")
+    __slots__ = ("ask", "bid", "known", "looked_ns", "quote", "rate", "since_ns", "version")
 
     def __init__(self, quote: str) -> None:
         self.quote = quote
         self.rate: HeldRate | None = None
         self.known = False
         self.version = 0
+        self.since_ns = 0
+        self.looked_ns = -1
         self.bid, self.ask = (1.0, 1.0) if quote == "USD" else NO_RATE
 
 
@@ -385,14 +387,16 @@ class Rates:
         if (bid, ask, known) != (fx.bid, fx.ask, fx.known):
             self.version += 1
             fx.version = self.version
-        fx.rate, fx.bid, fx.ask, fx.known = rate, bid, ask, known
+            # By a message since the last look, or by time: another one's silence.
+            fx.since_ns = rate.received_ns if rate is not None and rate.received_ns > fx.looked_ns else now_ns
+        fx.rate, fx.bid, fx.ask, fx.known, fx.looked_ns = rate, bid, ask, known, now_ns
 
     def _find(self, quote: str, now_ns: int) -> tuple[HeldRate | None, bool]:
         symbol = f"{quote}-USD"
         known = False
         for exchange in self._order:
             rate = self._held.get((exchange, symbol))
-            if rate is None or not 0 < rate.bid <= rate.ask:
+            if rate is None or not 0 < rate.bid <= rate.ask < NONE_ASK:
                 continue
             known = True
             if rate.state == "live" and now_ns - rate.received_ns <= self._max_silence_ns:

@@ -101,7 +101,7 @@ class Engine:
             coin.trades.add(tick.received_ns, tick.taker_side)  # type: ignore[union-attr]  # by `kind`
         book.sequence = tick.sequence
         if coin.bridge and kind is not TradeTick:
-            self._bridge_moved = self._bridge_moved or kind is BookTick or crossing
+            self._bridge_moved = True
             self._rates.on_bridge(book)
         if silent or not coin.owned or kind is TradeTick or not (crossing or book.gaps or coin.bridged):
             return events
@@ -112,7 +112,7 @@ class Engine:
         """Time has moved on: judge what it, a rate or a bridge's book may have changed."""
         events: list[Event] = list(self._outcomes.until(now_ns))
         self._rates.renew(now_ns)
-        if self._bridge_moved:
+        if self._bridge_moved or self._rates.version != self._rates_seen:
             self._bridge_moved = False
             for coin in self._coins.values():
                 if coin.bridged and coin.owned:

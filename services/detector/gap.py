@@ -23,6 +23,7 @@ class Gap:
         bridge: The book that turns cash into the bridge coin (`bridge_side` is "buy": the coin is bought with it) or
             back ("sell": the coin is sold for it). None for a direct gap.
         passing_ns: Since when every gate lets it through (of the message that brought it), while nothing is open.
+        refused_ns: When a look last said that it is none.
         failing_ns: Since when an open opportunity has no edge; it may come back. `told` whether an update has said so.
         dated_ns: `opened_ns` of the newest opportunity or rejection: no two of a gap have the same.
         gone_ns: Since when a rejected crossing is gone; it may come back.
@@ -51,6 +52,7 @@ class Gap:
         "passing_ns",
         "published_ns",
         "recheck_ns",
+        "refused_ns",
         "rejection",
         "sell",
         "told",
@@ -78,6 +80,7 @@ class Gap:
         self.accepted = False
         self.best: Decimal | None = None
         self.recheck_ns = NEVER_NS
+        self.refused_ns = -1
         self.due_ns = NEVER_NS
         self.walk_basis: object = None
         self.walk: Evaluation | None = None
@@ -99,10 +102,8 @@ class Gap:
         return self.opportunity is None and self.rejection is None and self.passing_ns is None
 
     def newest_ns(self) -> int:
-        """`received_ns` of the newest message that bears on it, conversions included."""
-        newest = max(book.touched_ns for book in self.books)
-        rates = [book.fx.rate.received_ns for book in self.books if book.fx.rate is not None]
-        return max([newest, *rates])
+        """When something that bears on it last changed, by a message or (another rate in use) by time."""
+        return max(max(book.touched_ns, book.fx.since_ns) for book in self.books)
 
     def identity(self, opened_ns: int) -> str:
         """32 hex digits from the gap itself, so that every instance and every replay finds the same."""

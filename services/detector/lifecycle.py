@@ -91,11 +91,16 @@ class Lifecycle:
 
     def _rejected(self, gap: Gap, verdict: Verdict, now_ns: int, event_ns: int | None, trades: Trades) -> list[Event]:
         """Nothing is open but perhaps a rejection."""
+        refused_ns = gap.refused_ns
+        if not verdict.crossing or verdict.reasons:
+            gap.refused_ns = now_ns
         if not verdict.crossing:
             return self._gone(gap, now_ns)
         gap.gone_ns = None
         if event_ns is None:
             event_ns = gap.newest_ns()
+            if not verdict.reasons and event_ns <= refused_ns:
+                event_ns = now_ns  # since that message it was refused: time has brought it, another rate in use
         reasons = verdict.reasons
         if reasons:
             gap.passing_ns = None
