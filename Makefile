@@ -48,7 +48,8 @@ bench: $(READY) ## the benchmarks: tables, and JSON in benchmarks/results
 	@$(VENV)/bin/python benchmarks/latency.py
 	@$(VENV)/bin/python benchmarks/memory.py
 
-fuzz: $(READY) ## a million damaged frames through every adapter; ARGS="--exchange kraken --seed 7"
+fuzz: $(READY) ## new examples for the property tests, then a million damaged frames an adapter; ARGS="--exchange kraken"
+	@$(VENV)/bin/pytest -q --hypothesis-profile=fuzz $$(grep -rl hypothesis tests --include="test_*.py")
 	@$(VENV)/bin/python tools/fuzz.py $(ARGS)
 
 soak: $(READY) ## an hour of five simulated exchanges with faults; ARGS="--seconds 300 --rate 50"
@@ -56,8 +57,8 @@ soak: $(READY) ## an hour of five simulated exchanges with faults; ARGS="--secon
 
 lock: $(READY) ## pin requirements/*.txt anew (needs pip-tools on the PATH)
 	@for extra in "" "--extra dev"; do \
-		pip-compile --quiet --strip-extras --allow-unsafe --generate-hashes --no-emit-index-url --no-emit-trusted-host \
-		--no-emit-find-links --no-header $$extra pyproject.toml \
+		pip-compile --quiet --strip-extras --allow-unsafe --generate-hashes --no-emit-options \
+		--no-header $$extra pyproject.toml \
 		-o requirements/$$(test -z "$$extra" && echo runtime || echo dev).txt; done
 
 clean: ## remove the virtual environment and caches of the tools (not Kafka's jars)

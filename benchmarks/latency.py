@@ -121,7 +121,7 @@ def send(run: Run, kafka_settings: KafkaSettings, rate: float, stop: threading.E
             due += 1 / rate
             wait_s = due - time.perf_counter()
             if wait_s > 0:
-                time.sleep(wait_s)
+                time.sleep(wait_s)  # the rate itself
             found = tick(run.ticks)
             at = time.perf_counter()
             run.late += at - due > 0.001
@@ -243,16 +243,16 @@ def measure(
                     break
                 if time.perf_counter() > end:
                     raise RuntimeError(f"nothing came on {topic} within {START_S:g} s")
-                time.sleep(0.1)
-            time.sleep(STEADY_S)
+                time.sleep(0.1)  # another process comes up: its first gaps are the sign
+            time.sleep(STEADY_S)  # not counted: start-up of clients and caches
             since, late, ticks = time.perf_counter(), run.late, run.ticks
-            time.sleep(seconds)
+            time.sleep(seconds)  # what is measured
             stop_sending.set()
             sender.join()
             late, ticks = run.late - late, run.ticks - ticks
             end = time.perf_counter() + LAST_S
             while run.missing(since) and time.perf_counter() < end:
-                time.sleep(0.05)
+                time.sleep(0.05)  # the last gaps are on their way to the reader's thread
     finally:
         stop_sending.set()
         stop_reading.set()

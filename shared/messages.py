@@ -424,36 +424,33 @@ def decode(value: bytes | None) -> AnyMessage:
 # ---------------------------------------------------------------- the hot path's reader
 
 
-class BookTick(msgspec.Struct, tag_field="kind", tag="book", gc=False):
-    """A `book` as a detector holds it: its sides stay text until something crosses; see `levels`."""
+class _Tick(msgspec.Struct, tag_field="kind", gc=False):
+    """What every message of a tick topic and of fx-rates begins with."""
 
     exchange: str
     symbol: str
     sequence: int
     received_ns: int
+
+
+class BookTick(_Tick, tag="book", gc=False):
+    """A `book` as a detector holds it: its sides stay text until something crosses; see `levels`."""
+
     bids: msgspec.Raw
     asks: msgspec.Raw
     v: Literal[1] = 1
 
 
-class TradeTick(msgspec.Struct, tag_field="kind", tag="trade", gc=False):
+class TradeTick(_Tick, tag="trade", gc=False):
     """A `trade`: what a detector needs of it."""
 
-    exchange: str
-    symbol: str
-    sequence: int
-    received_ns: int
     taker_side: Literal["buy", "sell"] | None
     v: Literal[1] = 1
 
 
-class HealthTick(msgspec.Struct, tag_field="kind", tag="health", gc=False):
+class HealthTick(_Tick, tag="health", gc=False):
     """A `health`: what a detector needs of it."""
 
-    exchange: str
-    symbol: str
-    sequence: int
-    received_ns: int
     state: str
     alive_ns: int
     lot_step: str | None = None
@@ -462,13 +459,9 @@ class HealthTick(msgspec.Struct, tag_field="kind", tag="health", gc=False):
     v: Literal[1] = 1
 
 
-class RateTick(msgspec.Struct, tag_field="kind", tag="rate", gc=False):
+class RateTick(_Tick, tag="rate", gc=False):
     """A `rate`: what a detector needs of it."""
 
-    exchange: str
-    symbol: str
-    sequence: int
-    received_ns: int
     bid: float
     ask: float
     state: str
@@ -476,7 +469,9 @@ class RateTick(msgspec.Struct, tag_field="kind", tag="rate", gc=False):
 
 
 Tick = BookTick | TradeTick | HealthTick | RateTick
-TICK_KINDS: dict[type[Tick], str] = {BookTick: "book", TradeTick: "trade", HealthTick: "health", RateTick: "rate"}
+TICK_KINDS: dict[type[Tick], str] = {
+    kind: str(kind.__struct_config__.tag) for kind in (BookTick, TradeTick, HealthTick, RateTick)
+}
 _TICK = msgspec.json.Decoder(Tick)
 _LEVELS = msgspec.json.Decoder(list[Level])
 

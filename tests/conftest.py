@@ -17,8 +17,10 @@ from shared import settings as configuration
 from shared.settings import KafkaSettings
 from shared.symbols import base_of, is_rate
 
-# No deadline for an example: machines are noisy, and a timed test says nothing about the code.
-settings.register_profile("arbiter", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# No deadline for an example: machines are noisy, and a timed test says nothing about the code. The examples are the same
+# in every run, so that a change is judged by what it changes; `make fuzz` looks at others.
+settings.register_profile("arbiter", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+settings.register_profile("fuzz", settings.get_profile("arbiter"), derandomize=False, print_blob=True)
 settings.load_profile("arbiter")
 
 

@@ -303,7 +303,7 @@ class _Demo:
                         screen.update(picture, refresh=True)
                 elif not quiet:
                     _print_new(watcher, console)
-                time.sleep(0.25)
+                time.sleep(0.25)  # four pictures a second
 
     def _header(self, board: Board, began: float) -> str:
         source = "live public feeds" if self._live else f"simulated exchanges and models (seed {self._seed})"

@@ -296,18 +296,6 @@ def pair_crosses(buy: HeldBook, sell: HeldBook) -> bool:
     return bid > ask or (sell.fx is not buy.fx and bid * sell.fx.bid > ask * buy.fx.ask)
 
 
-class HeldRate(NamedTuple):
-    """The newest rate of one pair on one exchange."""
-
-    exchange: str
-    symbol: str
-    sequence: int
-    received_ns: int
-    bid: float
-    ask: float
-    state: str
-
-
 class Fx:
     """The conversion of one quote currency to USD in use now, shared by all books that are quoted in it.
 
@@ -319,7 +307,7 @@ class Fx:
 
     def __init__(self, quote: str) -> None:
         self.quote = quote
-        self.rate: HeldRate | None = None
+        self.rate: RateTick | None = None
         self.known = False
         self.version = 0
         self.since_ns = 0
@@ -336,7 +324,7 @@ class Rates:
     def __init__(self, exchanges: tuple[str, ...], max_silence_ns: int) -> None:
         self._order = exchanges
         self._max_silence_ns = max_silence_ns
-        self._held: dict[Key, HeldRate] = {}
+        self._held: dict[Key, RateTick] = {}
         self._fx: dict[str, Fx] = {}
         self._now_ns = 0
         self.version = 0
@@ -354,22 +342,21 @@ class Rates:
         """Whether the rate in use is still good: silence may have made it too old since the last `renew`."""
         return fx.rate is not None and now_ns - fx.rate.received_ns <= self._max_silence_ns
 
-    def on_rate(self, tick: RateTick, now_ns: int) -> bool:
-        """Take in a `rate` (see `check_rate`); whether it was newer than the one held."""
+    def on_rate(self, tick: RateTick, now_ns: int) -> None:
+        """Take in a `rate` (see `check_rate`), if it is newer than the one held."""
         key = (tick.exchange, tick.symbol)
         held = self._held.get(key)
         if held is not None and tick.sequence <= held.sequence:
-            return False
-        self._held[key] = HeldRate(*key, tick.sequence, tick.received_ns, tick.bid, tick.ask, tick.state)
+            return
+        self._held[key] = tick
         self._now_ns = now_ns
         quote = symbols.base_of(key[1])
         if quote in self._fx:
             self._renew(self._fx[quote], now_ns)
-        return True
 
     def on_bridge(self, book: HeldBook) -> None:
         """Take in the top of a bridge coin's USD book; it counts from the next `renew` on."""
-        self._held[book.key] = HeldRate(
+        self._held[book.key] = RateTick(
             *book.key, book.sequence, book.alive_ns, book.best_bid, book.best_ask, book.state
         )
 
@@ -391,7 +378,7 @@ class Rates:
             fx.since_ns = rate.received_ns if rate is not None and rate.received_ns > fx.looked_ns else now_ns
         fx.rate, fx.bid, fx.ask, fx.known, fx.looked_ns = rate, bid, ask, known, now_ns
 
-    def _find(self, quote: str, now_ns: int) -> tuple[HeldRate | None, bool]:
+    def _find(self, quote: str, now_ns: int) -> tuple[RateTick | None, bool]:
         symbol = f"{quote}-USD"
         known = False
         for exchange in self._order:

@@ -38,6 +38,8 @@ class Lifecycle:
         self._persistence_ns = settings.persistence_ms * MS
         self._close_after_ns = settings.close_after_ms * MS
         self._linger_ns = settings.rejection_linger_ms * MS
+        self._update_min_ns = settings.update_min_ms * MS
+        self._update_max_ns = settings.update_max_ms * MS
 
     def step(self, gap: Gap, now_ns: int, event_ns: int | None, trades: Trades) -> list[Event]:
         """Judge the gap now.
@@ -65,11 +67,11 @@ class Lifecycle:
         """When time alone may change something, if no message comes before."""
         due = self._judge.fails_ns(gap, now_ns)
         if gap.opportunity is not None:
-            due = min(due, gap.published_ns + self._settings.update_max_ms * MS)
+            due = min(due, gap.published_ns + self._update_max_ns)
             if gap.failing_ns is not None:
                 due = min(due, gap.failing_ns + self._close_after_ns)
                 if not gap.told:
-                    due = min(due, gap.published_ns + self._settings.update_min_ms * MS)
+                    due = min(due, gap.published_ns + self._update_min_ns)
             return min(due, gap.recheck_ns)
         if gap.gone_ns is not None:
             return gap.gone_ns + self._linger_ns
@@ -83,7 +85,7 @@ class Lifecycle:
         Its exact numbers follow when the next update may come (`update_min_ms`).
         """
         gap.recheck_ns = NEVER_NS
-        may_ns = gap.published_ns + self._settings.update_min_ms * MS
+        may_ns = gap.published_ns + self._update_min_ns
         if gap.adopted or gap.failing_ns is not None or now_ns >= may_ns or not self._judge.clearly_pays(gap, now_ns):
             return False
         gap.recheck_ns = may_ns
@@ -170,10 +172,9 @@ class Lifecycle:
             return []
         net = rounded_bps(found.net_bps)
         waited_ns = now_ns - gap.published_ns
-        settings = self._settings
-        moved = abs(net - held.net_bps) >= settings.update_bps and waited_ns >= settings.update_min_ms * MS
-        gone = gap.failing_ns is not None and not gap.told and waited_ns >= settings.update_min_ms * MS
-        if not (gap.adopted or moved or gone or waited_ns >= settings.update_max_ms * MS):
+        news = abs(net - held.net_bps) >= self._settings.update_bps or (gap.failing_ns is not None and not gap.told)
+        may = news and waited_ns >= self._update_min_ns
+        if not (gap.adopted or may or waited_ns >= self._update_max_ns):
             return []
         gap.adopted, gap.told = False, gap.failing_ns is not None
         gap.opportunity = self._opportunity(
@@ -191,7 +192,7 @@ class Lifecycle:
             "phase": "closed",
             "close_reason": why,
             "detected_ns": now_ns,
-            "integral_bps_s": round(gap.integral, 4),
+            "integral_bps_s": rounded_bps(gap.integral),
             "lifetime_ms": max(0, ended_ns - held.opened_ns) // MS,
         }
         found = None if self._judge.failed(gap, now_ns) else self._judge.numbers(gap, now_ns)
@@ -238,7 +239,7 @@ class Lifecycle:
             legs=_legs(gap, found, now_ns),
             sell_size=None if found.sell_size == found.size else found.sell_size,
             limited_by=found.limited_by,
-            integral_bps_s=round(gap.integral, 4),
+            integral_bps_s=rounded_bps(gap.integral),
             lifetime_ms=None,
         )
 

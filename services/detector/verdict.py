@@ -8,10 +8,10 @@ from decimal import Decimal
 from typing import Literal, NamedTuple
 
 from services.detector import cycle, edge
-from services.detector.books import NONE_ASK, NONE_BID, Fx, HeldBook, HeldRate, Rates, fee_on, pair_crosses
+from services.detector.books import NONE_ASK, NONE_BID, Fx, HeldBook, Rates, fee_on, pair_crosses
 from services.detector.edge import BPS, ONE, BridgeFill, Caps, Evaluation, Side
 from services.detector.gap import NEVER_NS, Gap
-from shared.messages import Limit, Reason
+from shared.messages import Limit, RateTick, Reason
 from shared.settings import DetectorSettings, Settings
 
 MS = 1_000_000
@@ -130,7 +130,7 @@ class Judge:
             gap.walk_basis = basis
         return gap.walk
 
-    def rates(self, gap: Gap) -> list[tuple[HeldRate, str]]:
+    def rates(self, gap: Gap) -> list[tuple[RateTick, str]]:
         """Conversions used: (rate, side); none for USD."""
         spent, received = self._quotes(gap)
         return [(fx.rate, side) for fx, side in ((spent, "ask"), (received, "bid")) if fx.rate is not None]
@@ -278,7 +278,7 @@ class Judge:
             factor = edge.EXACT.divide(factor * (1 - fee), price) if side == "ask" else factor * price * (1 - fee)
         return factor
 
-    def _conversion_fee(self, rate: HeldRate, now_ns: int) -> Decimal | None:
+    def _conversion_fee(self, rate: RateTick, now_ns: int) -> Decimal | None:
         settings = self._exchanges.get(rate.exchange)
         fee = None if settings is None else fee_on(settings, rate.symbol, now_ns)
         return None if fee is None else fee.taker_bps / 10_000

@@ -492,8 +492,8 @@ def test_scaling_cash_prices_by_a_power_of_ten_scales_profit(orders, receive, po
         for k, terms in enumerate(orders)
     ]
     one, scaled = evaluated(orders, "1", receive), evaluated(scaled_orders, "1", receive)
-    assert scaled.profit == one.profit * scale
-    assert scaled.notional == one.notional * scale
+    assert scaled.profit == edge.EXACT.multiply(one.profit, scale)  # not `*`, which rounds to 28 digits
+    assert scaled.notional == edge.EXACT.multiply(one.notional, scale)
     assert (scaled.sizes, scaled.reasons, scaled.net_bps) == (one.sizes, one.reasons, one.net_bps)
 
 

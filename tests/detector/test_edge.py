@@ -221,7 +221,7 @@ def test_scaling_prices_by_a_power_of_ten_scales_profit(asks, bids, buy_fee, sel
         return edge.evaluate(*([(D(p) * scale, D(str(float(s)))) for p, s in side] for side in (asks, bids)), *terms)
 
     one, scaled = at(D(1)), at(D(10) ** power)
-    assert scaled.profit == one.profit * D(10) ** power
+    assert scaled.profit == edge.EXACT.multiply(one.profit, D(10) ** power)
     assert (scaled.size, scaled.reasons, scaled.net_bps) == (one.size, one.reasons, one.net_bps)
 
 
