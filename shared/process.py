@@ -10,10 +10,12 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Coroutine
+from types import TracebackType
 from typing import Any, NoReturn, TextIO, cast
 
 import structlog
 
+from shared import secrets
 from shared.errors import ArbiterError
 from shared.settings import LogSettings
 
@@ -32,8 +34,14 @@ class _StandardError:
 
 
 def setup_logging(settings: LogSettings) -> None:
-    """Log to standard error, as text or one JSON object a line; standard output is for data."""
-    renderer: Any = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    """Log to standard error, as text or one JSON object a line; standard output is for data.
+
+    No line has a key in it, and no traceback has locals: they are where keys and prompts are. That holds for what other
+    libraries log and for an exception that ends the process, too.
+    """
+    renderer: Any = structlog.dev.ConsoleRenderer(
+        colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+    )
     if settings.json_lines:
         renderer = structlog.processors.JSONRenderer()
     structlog.configure(
@@ -41,12 +49,25 @@ def setup_logging(settings: LogSettings) -> None:
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            secrets.redact_event,
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[settings.level.upper()]),
         logger_factory=structlog.PrintLoggerFactory(file=cast(TextIO, _StandardError())),
         cache_logger_on_first_use=True,
     )
+    # What asyncio and other libraries log goes to the handler of last resort, unless somebody set up another one.
+    last = logging.StreamHandler(cast(TextIO, _StandardError()))
+    last.setLevel(logging.WARNING)
+    last.setFormatter(secrets.RedactingFormatter())
+    logging.lastResort = last
+    sys.excepthook = _last_words
+
+
+def _last_words(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """What Python prints of an exception that ends the process, without keys."""
+    sys.stderr.write(secrets.describe(error))
 
 
 def keep_heap_small() -> None:
