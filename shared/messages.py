@@ -34,6 +34,7 @@ Outcome = Literal["execute", "hold", "reject"]
 Limit = Literal["margin", "depth", "notional", "balance", "share"]
 Mode = Literal["full", "partial", "cached", "rules_only"]
 Role = Literal["sentiment", "risk", "volatility"]
+Via = Literal["primary", "fallback", "hedge", "canary", "shadow"]
 
 
 class Reason(StrEnum):
@@ -177,13 +178,23 @@ class RateUsed(Message):
 
 
 class Context(Message):
-    """What the books and trades of the last minute look like, computed by us. None where there is no data."""
+    """What the books and trades of the last minute look like, computed by us. None where there is no data.
+
+    Attributes:
+        volatility_bps_1m: Of the mid prices of the last minute.
+        buy_share_1m: Trades of the last minute whose taker bought, by count.
+        imbalance_buy, imbalance_sell: (bids - asks) / (bids + asks) by size over the ten best levels, where one buys
+            and where one sells.
+        ask_depth_usd, bid_depth_usd: Value of the ten best asks where one buys, of the ten best bids where one sells.
+    """
 
     volatility_bps_1m: Money | None = None
     trades_1m: int = 0
     buy_share_1m: Money | None = None
     imbalance_buy: Money | None = None
     imbalance_sell: Money | None = None
+    ask_depth_usd: Money | None = None
+    bid_depth_usd: Money | None = None
 
 
 class Opportunity(Message):
@@ -295,7 +306,12 @@ class RoleAnswer(BaseModel):
         veto: Honoured for the risk role only.
         volatility: The volatility role's estimate, 0 calm to 1 wild; other roles answer 0.
         code: "UNSURE" is an abstention.
+        pressure: Which side of the books pushes.
+        liquidity: Whether the size fits the books.
+        manipulation: Risk that what the books show is not meant; the risk role's "high" is no approval.
         note: For people; no decision rests on it.
+
+    The three lists are asked for since the second version of the prompts; None in older records only.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, hide_input_in_errors=True)
@@ -305,6 +321,9 @@ class RoleAnswer(BaseModel):
     veto: bool
     volatility: float = Field(ge=0, le=1)
     code: Literal["OK", "STALE", "THIN", "EVENT", "FEES", "TRANSFER", "UNSURE"]
+    pressure: Literal["buyers", "sellers", "balanced"] | None = None
+    liquidity: Literal["ample", "enough", "thin"] | None = None
+    manipulation: Literal["low", "medium", "high"] | None = None
     note: str = Field(max_length=120)
 
 
@@ -318,12 +337,18 @@ class Tokens(Message):
     model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True, serialize_by_alias=True)
 
 
-class RoleRecord(Message):
-    """What one role did for one decision: its answer, or (`outcome` not `ok` or `slow`) why it abstained."""
+class CallRecord(Message):
+    """One call of a model, or (`skipped:...`) why none was made.
 
-    role: Role
+    Attributes:
+        via: Why this model: it plays the role, or stands in for it, or is on trial for it.
+        outcome: `ok` and `slow` are answers, everything else is none.
+        cost_usd: Settled by the usage reported, or the whole reservation where that is not known.
+    """
+
     provider: str
     model_asked: str
+    via: Via = "primary"
     model_reported: str | None = None
     fingerprint: str | None = None
     outcome: str
@@ -333,9 +358,19 @@ class RoleRecord(Message):
     tokens: Tokens = Tokens()
     cost_usd: Money = Decimal(0)
     answer: RoleAnswer | None = None
+    raw_sha256: str | None = None
+
+
+class RoleRecord(CallRecord):
+    """What one role did for one decision: the call that counts, and those (`others`) that failed or lost before it.
+
+    `outcome` other than `ok` and `slow`: it abstained. Costs of `others` are not in `cost_usd`.
+    """
+
+    role: Role
     prompt_version: str
     prompt_sha256: str
-    raw_sha256: str | None = None
+    others: list[CallRecord] = []
 
 
 class Score(Message):
@@ -363,7 +398,10 @@ class Panel(Message):
 
 
 class Decision(Message):
-    """The answer to one opportunity: what to do, and every step that led there."""
+    """The answer to one opportunity: what to do, and every step that led there.
+
+    `cached_from`: the decision whose panel's answers were used again (`mode` "cached").
+    """
 
     kind: Literal["decision"] = "decision"
     v: Literal[1] = 1
@@ -387,10 +425,81 @@ class Decision(Message):
     detected_ns: Nanoseconds
     decided_ns: Nanoseconds
     expires_ns: Nanoseconds
+    cached_from: str | None = None
+
+
+class Question(Message):
+    """What one role's models were asked, and what they answered, as text: at most 4 KiB each, keys blacked out.
+
+    Attributes:
+        system: The static part: the prompt's file, whose hash is `prompt_sha256` of the role's record.
+        user: The numbers.
+        raw: Answer by call: first the one of the role's record, then those of `others`. None: no text came.
+    """
+
+    role: Role
+    system: str
+    user: str
+    raw: list[str | None]
+
+
+class Arrival(Message):
+    """Roles whose result was taken in at once, `after_ms` the panel had begun."""
+
+    roles: list[Role]
+    after_ms: int
+
+
+class Audit(Message):
+    """All that a decision rests on. `arb replay decisions` makes the same decision of it again, without a call.
+
+    Attributes:
+        decision: As published.
+        opportunity: As it was read and judged.
+        newest: Its newest state at the last check, where that was another message.
+        admitted_ns: When it was taken up.
+        admitted_closed: A newer message had closed it by then; `admitted_expires_ns`: until when the newest one held.
+        superseded: A newer opportunity of the same route was waiting.
+        killed: The kill switch was on at the last check.
+        keys: Whether any model could be asked.
+        asked_ns: When the panel began; None: it was not asked.
+        arrivals: In order. Roles that are in none were cut off by the deadline or no longer needed.
+        late: The panel ended by its deadline.
+    """
+
+    kind: Literal["audit"] = "audit"
+    v: Literal[1] = 1
+    decision: Decision
+    opportunity: Opportunity
+    newest: Opportunity | None = None
+    admitted_ns: Nanoseconds
+    admitted_closed: bool = False
+    admitted_expires_ns: Nanoseconds
+    superseded: bool = False
+    killed: bool = False
+    keys: bool
+    asked_ns: Nanoseconds | None = None
+    arrivals: list[Arrival] = []
+    late: bool = False
+    questions: list[Question] = []
+
+
+class Shadow(Message):
+    """What a candidate on trial answered to a question that another model was asked: never counted."""
+
+    kind: Literal["shadow"] = "shadow"
+    v: Literal[1] = 1
+    decision_id: str
+    opportunity_id: str
+    base: str
+    call: RoleRecord
+    raw: str | None
+    asked_ns: Nanoseconds
 
 
 AnyMessage = Annotated[
-    Book | Trade | Health | Rate | Opportunity | Rejection | DelayedEdge | Decision, Field(discriminator="kind")
+    Book | Trade | Health | Rate | Opportunity | Rejection | DelayedEdge | Decision | Audit | Shadow,
+    Field(discriminator="kind"),
 ]
 MODELS: dict[str, type[Message]] = {
     "book": Book,
@@ -401,6 +510,8 @@ MODELS: dict[str, type[Message]] = {
     "rejection": Rejection,
     "outcome": DelayedEdge,
     "decision": Decision,
+    "audit": Audit,
+    "shadow": Shadow,
 }
 _ADAPTER: TypeAdapter[AnyMessage] = TypeAdapter(AnyMessage)
 

@@ -42,6 +42,12 @@ DECISIONS = Counter("arb_decisions_total", "Decisions", ["outcome", "mode"])
 MODEL_CALLS = Counter("arb_model_calls_total", "Calls of models", ["provider", "role", "outcome"])
 MODEL_LATENCY_MS = Histogram("arb_model_latency_ms", "Time of a model call (ms)", ["provider"], buckets=_LATENCY_MS)
 MODEL_COST_USD = Counter("arb_model_cost_usd_total", "Cost of model calls (USD)", ["provider"])
+MODEL_TOKENS = Counter("arb_model_tokens_total", "Tokens used: in, cached (of those), out", ["provider", "kind"])
+MODEL_GUARD = Gauge("arb_model_guard", "1 for the state in which a model's guard is", ["provider", "model", "state"])
+ROLLBACKS = Counter("arb_candidate_rollbacks_total", "Candidates that were rolled back", ["role", "model"])
+PANEL_MS = Histogram("arb_panel_ms", "Time of a panel (ms)", buckets=_LATENCY_MS)
+BUDGET_LEFT_USD = Gauge("arb_budget_left_usd", "Left under a cap (USD)", ["cap"])
+DECIDER_IN_FLIGHT = Gauge("arb_decider_in_flight", "Opportunities read and not decided yet")
 
 
 def serve(host: str, port: int) -> None:

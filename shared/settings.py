@@ -13,7 +13,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -31,6 +31,7 @@ NOT_SETTINGS = ("ARB_CONFIG", "ARB_TEST_BROKER", "ARB_CACHE_DIR")
 Bps = Annotated[Decimal, Field(ge=-10_000, le=100_000)]
 Usd = Annotated[Decimal, Field(ge=0)]
 Ms = Annotated[int, Field(ge=0, le=86_400_000)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class _Section(BaseModel):
@@ -161,59 +162,175 @@ class DeciderSettings(_Section):
     min_useful_ms: Ms
     max_age_ms: Ms
     max_silence_ms: Ms
-    max_panels_in_flight: int = Field(ge=1, le=64)
+    max_panels_in_flight: int = Field(ge=1, le=256)
+    verdict_ttl_ms: Ms
     rules_only_may_execute: bool
     threshold: int = Field(ge=0, le=1000)
     p_edge_min: float = Field(ge=0, le=1)
+    prior: float = Field(ge=0, le=1)
+    prior_weight: float = Field(ge=0, le=100)
     min_net_bps: Bps
     max_skew_ms: Ms
     max_call_usd: Usd
     max_opportunity_usd: Usd
     max_minute_usd: Usd
     max_day_usd: Usd
+    state_file: Path | None = None
+    weights_file: Path | None = None
+    kill_switch: Path | None = None
+    probe: bool
+    ping_s: float = Field(gt=0)
+
+
+class GuardSettings(_Section):
+    """What keeps a model that is slow, wrong or gone from costing time and money. Times in seconds or ms."""
+
+    window_s: float = Field(gt=0)
+    consecutive: int = Field(ge=1)
+    error_share: Share
+    error_min_calls: int = Field(ge=1)
+    error_share_few: Share
+    error_min_calls_few: int = Field(ge=1)
+    slow_share: Share
+    slow_min_calls: int = Field(ge=1)
+    slow_probe_s: float = Field(gt=0)
+    cooldown_s: float = Field(gt=0)
+    cooldown_max_s: float = Field(gt=0)
+    successes_to_close: int = Field(ge=1)
+    quota_s: float = Field(gt=0)
+    bad_requests: int = Field(ge=1)
+    hedge: bool
+    hedge_share: Share
+    shadow_max_day_usd: Usd
+    candidate_min_calls: int = Field(ge=1)
+    candidate_error_share: Share
+    candidate_consecutive: int = Field(ge=1)
+    candidate_slow_factor: float = Field(ge=1)
+    candidate_brier: float = Field(ge=0, le=1)
 
 
 class ProviderSettings(_Section):
-    """An OpenAI-compatible endpoint and where its key is found."""
+    """An OpenAI-compatible endpoint, where its key is found, and how much may be asked of it.
+
+    Attributes:
+        key_pattern: What a key looks like (a regular expression for all of it); None: anything.
+        burst, calls_per_s: Bucket of calls: its size, and how fast it fills again.
+        tokens_per_minute: Bucket of tokens (estimated in plus the most out), full at the start.
+        max_day_usd: Cap of a calendar day (UTC) for this provider, beside those in `[decider]`.
+    """
 
     base_url: str = Field(pattern=r"^https?://")
     api_key_env: str = Field(min_length=1)
     api_key_file: Path | None = None
+    key_pattern: str | None = None
+    burst: int = Field(default=50, ge=1)
+    calls_per_s: float = Field(default=20, gt=0)
+    tokens_per_minute: int = Field(default=1_000_000, ge=1)
+    max_day_usd: Usd = Decimal(10)
+
+    @field_validator("key_pattern")
+    @classmethod
+    def _is_a_pattern(cls, pattern: str | None) -> str | None:
+        try:
+            re.compile(pattern or "")
+        except re.error as error:
+            raise ValueError(f"is no regular expression: {error}") from None
+        return pattern or None
 
     def api_key(self, environ: Mapping[str, str]) -> SecretStr | None:
         """The key, from the secret file if one is named, else from the variable; None if there is none.
 
         Raises:
-            SettingsError: the file cannot be read or is empty.
+            SettingsError: the file cannot be read or is empty, or the key does not look like one of this provider.
         """
         if self.api_key_file is not None:
+            source = f"the file {self.api_key_file}"
             try:
                 text = self.api_key_file.read_text().strip()
-            except OSError as error:
+            except (OSError, UnicodeDecodeError) as error:
                 raise SettingsError(f"api_key_file: {error}") from None
             if not text:
                 raise SettingsError(f"api_key_file: {self.api_key_file} is empty")
         else:
+            source = self.api_key_env
             text = environ.get(self.api_key_env, "").strip()
-        return SecretStr(text) if text else None
+        if not text:
+            return None
+        if not (text.isascii() and text.isprintable()) or " " in text:
+            raise SettingsError(f"the key in {source} has characters that no key has: was it pasted whole?")
+        if self.key_pattern is not None and re.fullmatch(self.key_pattern, text) is None:
+            raise SettingsError(
+                f"the key in {source} ({len(text)} characters) does not look like one for {self.base_url}: expected "
+                f"{self.key_pattern} (key_pattern in arb.toml)"
+            )
+        return SecretStr(text)
 
 
-class RoleSettings(_Section):
+class ModelChoice(_Section):
+    """A model at a provider."""
+
     provider: str
     model: str
 
 
-class ModelSettings(_Section):
-    """What a model can do and costs; prices in USD per million tokens."""
+class Candidate(ModelChoice):
+    """A model that may come to play the role: first beside it (`shadow`, never counted), then for a share of the
+    opportunities (`canary`). A bad one is rolled back by itself; forward goes only who edits this setting."""
 
+    stage: Literal["off", "shadow", "canary"]
+    share: Share
+
+
+class RoleSettings(ModelChoice):
+    """Who plays a role, with which prompt (a file in `prompts/`), and what it weighs until outcomes say better."""
+
+    prompt: str = Field(pattern=r"^[a-z]+-[0-9]+$")
+    weight: float = Field(default=1.0, ge=0, le=1)
+    fallback: ModelChoice | None = None
+    candidate: Candidate | None = None
+
+    def choices(self) -> list[tuple[str, ModelChoice]]:
+        """Every model that may be asked, each with the place of its setting within the role's."""
+        named = [("", self), (".fallback", self.fallback), (".candidate", self.candidate)]
+        return [(where, chosen) for where, chosen in named if chosen is not None]
+
+
+class Price(_Section):
+    """What a million tokens cost in USD from a day on."""
+
+    valid_from: datetime.date
+    input: Usd = Field(alias="in")
+    cached: Usd
+    output: Usd = Field(alias="out")
+
+
+class ModelSettings(_Section):
+    """What a model can do and costs.
+
+    Attributes:
+        name: What its provider calls it, if not the name of the table.
+        request: Merged into each call as it stands.
+        request_if_refused: Used instead from then on, once `request` has been answered by a 400.
+        slow_ms: An answer that takes longer is used, but counts as slow.
+        p95_ms: When a hedge may be sent.
+        shutdown_date: The provider's last day for it: after it the start fails.
+    """
+
+    name: str | None = None
     structured: Literal["json_schema", "json_object"]
     token_param: Literal["max_tokens", "max_completion_tokens"]
     request: dict[str, Any] = {}
+    request_if_refused: dict[str, Any] | None = None
     max_out: int = Field(ge=16, le=4096)
-    price_in: Usd
-    price_cached: Usd
-    price_out: Usd
+    slow_ms: int = Field(default=1200, ge=1)
+    p95_ms: int = Field(default=1000, ge=1)
+    prices: tuple[Price, ...] = Field(min_length=1)
     shutdown_date: datetime.date | None = None
+
+    def price(self, day: datetime.date) -> Price:
+        """The price in force on a day; before the first, the first."""
+        dated = sorted(self.prices, key=lambda price: price.valid_from)
+        return next((price for price in reversed(dated) if price.valid_from <= day), dated[0])
 
 
 class Settings(BaseSettings):
@@ -236,6 +353,7 @@ class Settings(BaseSettings):
     exchanges: dict[str, ExchangeSettings]
     detector: DetectorSettings
     decider: DeciderSettings
+    guards: GuardSettings
     providers: dict[str, ProviderSettings]
     roles: dict[Literal["sentiment", "risk", "volatility"], RoleSettings]
     models: dict[str, ModelSettings]
@@ -254,11 +372,12 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _references(self) -> "Settings":
-        for role, chosen in self.roles.items():
-            if chosen.provider not in self.providers:
-                raise ValueError(f"roles.{role}.provider: no provider {chosen.provider!r} in [providers]")
-            if chosen.model not in self.models:
-                raise ValueError(f"roles.{role}.model: no model {chosen.model!r} in [models]")
+        for role, settings in self.roles.items():
+            for where, chosen in settings.choices():
+                if chosen.provider not in self.providers:
+                    raise ValueError(f"roles.{role}{where}.provider: no provider {chosen.provider!r} in [providers]")
+                if chosen.model not in self.models:
+                    raise ValueError(f"roles.{role}{where}.model: no model {chosen.model!r} in [models]")
         return self
 
     def exchange(self, name: str) -> ExchangeSettings:

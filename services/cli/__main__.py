@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from services.cli import output
+from services.cli.decisions import commands
 from services.cli.faults import faults_app
 from shared import cluster, metrics, process, settings
 from shared.errors import ArbiterError, InputError, UsageError
@@ -30,6 +31,7 @@ app = typer.Typer(
 topics_app = typer.Typer(help="The topics of the cluster: create them, compare them.", no_args_is_help=True)
 app.add_typer(topics_app, name="topics")
 app.add_typer(faults_app, name="faults")
+app.add_typer(commands.replay_app, name="replay")
 
 Config = Annotated[
     Path | None, typer.Option("--config", help="Settings file; default: ARB_CONFIG, else ./arb.toml, else defaults.")
@@ -258,6 +260,7 @@ class Watched(StrEnum):
     OPPORTUNITIES = "opportunities"
     REJECTIONS = "rejections"
     DECISIONS = "decisions"
+    AUDIT = "audit"
     OUTCOMES = "outcomes"
     HEALTH = "health"
     TICKS = "ticks"
@@ -273,7 +276,8 @@ def watch(
 ) -> None:
     """Follow what is published, one line a message. Until Ctrl-C.
 
-    `arb watch ticks --json > ticks.jsonl` records what `arb detect --from-file` replays.
+    `arb watch ticks --json > ticks.jsonl` records what `arb detect --from-file` replays, `arb watch audit --json` what
+    `arb replay decisions --from-file` does.
     """
     from services.cli.watch import follow
 
@@ -398,6 +402,10 @@ def explain(
     run(_load(config), what, since_s, tuple(from_file or ()), everything, as_json, stdout)
 
 
+app.command("decisions")(commands.decisions)
+app.command("decision")(commands.decision)
+
+
 class Grouped(StrEnum):
     """What `arb report` groups by."""
 
@@ -435,6 +443,57 @@ def report(
     asked = Asked(By(by), tuple(base or ()), since, until, need_ms, top)
     edge = run(_load(config).kafka, asked, tuple(from_file or ()), png, as_json, stdout, stderr)
     raise typer.Exit(0 if edge else 1)
+
+
+@app.command()
+def budget(
+    forgive: Annotated[
+        str | None, typer.Option(metavar="ROLE", help="Let this role's rolled back candidates try again.")
+    ] = None,
+    as_json: AsJson = False,
+    config: Config = None,
+) -> None:
+    """What models have cost: spent, cap and left, for the minute, the day, the shadow and each provider.
+
+    Also which candidates were rolled back, and why. Reads the deciders' file (decider.state_file) and changes nothing,
+    except with --forgive, which ends 1 if there is no rollback to forgive.
+    """
+    import time
+
+    from services.cli.budget import run
+
+    good = run(_load(config), forgive, time.time_ns(), as_json, stdout)
+    raise typer.Exit(0 if good else 1)
+
+
+@app.command()
+def scorecard(
+    since: Annotated[
+        str | None,
+        typer.Option(help="Detected since: 7d, 90m or 2026-11-21T10:00:00Z; default: 7d in Kafka, all of a file."),
+    ] = None,
+    horizon_ms: Annotated[
+        int, typer.Option(help="So long after its opening a gap must still pay; one of detector.outcome_delays_ms.")
+    ] = 1000,
+    png: Annotated[Path | None, typer.Option(help="Also write the plots to this PNG file (needs matplotlib).")] = None,
+    save: Annotated[
+        Path | None, typer.Option(help="Also write weights and calibration for decider.weights_file to this file.")
+    ] = None,
+    from_file: Annotated[
+        list[Path] | None,
+        typer.Option(help="Messages, one a line, instead of Kafka; - or .gz (may be repeated)."),
+    ] = None,
+    as_json: AsJson = False,
+    config: Config = None,
+) -> None:
+    """Do the models know something, and are they worth it? Their answers against what became of the opportunities.
+
+    Ends 0 if the models added value over the rules, 1 if not or if nobody can tell; docs/scorecard.md explains it.
+    """
+    from services.cli.scorecard import run
+
+    good = run(_load(config), since, horizon_ms, tuple(from_file or ()), png, save, as_json, stdout, stderr)
+    raise typer.Exit(0 if good else 1)
 
 
 @contextlib.contextmanager

@@ -257,10 +257,15 @@ class _Demo:
         where = orjson.loads(text)
         self._say(f"let something go wrong: arb faults add stall kraken --for-s 5 --url {where['control_url']}")
         # The simulator's symbols must not replace what is kept of the real exchanges.
-        environment = {KEY_VARIABLE: "simulator", "ARB_CACHE_DIR": str(self._logs / "cache")}
+        environment = {
+            KEY_VARIABLE: "simulator",
+            "ARB_CACHE_DIR": str(self._logs / "cache"),
+            f"{PREFIX}DECIDER_STATE_FILE": str(self._logs / "decider.sqlite"),  # nor its money what was really spent
+        }
         for name, address in where["exchanges"].items():
             environment[f"{PREFIX}EXCHANGES_{name.upper()}"] = orjson.dumps(address).decode()
-        provider = orjson.dumps({"base_url": where["model_base_url"], "api_key_env": KEY_VARIABLE}).decode()
+        endpoint = {"base_url": where["model_base_url"], "api_key_env": KEY_VARIABLE, "key_pattern": None}
+        provider = orjson.dumps(endpoint).decode()
         for name in self._settings.providers:
             environment[f"{PREFIX}PROVIDERS_{name.upper()}"] = provider
         self._exchanges = [name for name in self._exchanges if name in where["exchanges"]]

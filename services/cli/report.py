@@ -15,7 +15,7 @@ import sys
 import time
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, localcontext
 from enum import StrEnum
@@ -30,7 +30,7 @@ from rich.text import Text
 from services.cli.explain import duration_s
 from shared import cluster, kafka, topics
 from shared.errors import DependencyMissing, InputError, UndecodableRecord, UsageError
-from shared.messages import DelayedEdge, decode
+from shared.messages import AnyMessage, DelayedEdge, decode
 from shared.settings import KafkaSettings
 
 MS = 1_000_000
@@ -316,10 +316,10 @@ def headline(report: Report, span: str) -> str:
     total, judged = report.total, report.judged
     if not total.opportunities:
         return f"no edge today: no opportunity {span}"
-    counted = f"{_counted(total.opportunities, 'opportunity')} {span}"
+    found = f"{counted(total.opportunities, 'opportunity')} {span}"
     if judged is None or judged.share is None:
-        return f"no edge today: {counted}, but nobody saw what any was worth after {delay(report.need_ms)} or later"
-    said = f"{counted}; after {delay(judged.delay_ms)} {percent(judged.share)} still paid"
+        return f"no edge today: {found}, but nobody saw what any was worth after {delay(report.need_ms)} or later"
+    said = f"{found}; after {delay(judged.delay_ms)} {percent(judged.share)} still paid"
     match report.reason:
         case "survives":
             return said
@@ -328,7 +328,7 @@ def headline(report: Report, span: str) -> str:
             assert there.share is not None
             later = "" if there.delay_ms == judged.delay_ms else f" after {delay(there.delay_ms)}"
             others = len(report.passing) - 1
-            more = f", and {_counted(others, 'more pair')} like it" if others else ""
+            more = f", and {counted(others, 'more pair')} like it" if others else ""
             return f"{said}, but {percent(there.share)} on {best.name}{later}{more}"
         case "few":
             return f"no edge today: {said}, and so few prove nothing"
@@ -371,7 +371,7 @@ def rule(report: Report) -> str:
         f"Here: {at}{percent(judged.share)} of all ({interval(judged)}; {judged.paid:,} of {judged.seen:,} seen): "
         f"{'yes' if judged.passes else 'no'}; "
     )
-    return text + f"{len(report.passing)} of {_counted(len(report.pairs), 'pair')} by themselves."
+    return text + f"{len(report.passing)} of {counted(len(report.pairs), 'pair')} by themselves."
 
 
 def left_out(report: Report, no_outcomes: int) -> str | None:
@@ -379,13 +379,13 @@ def left_out(report: Report, no_outcomes: int) -> str | None:
     parts = []
     if report.missed:
         parts.append(
-            f"{report.missed:,} of {_counted(report.outcomes, 'outcome')} missed (nobody could see the books then): in "
+            f"{report.missed:,} of {counted(report.outcomes, 'outcome')} missed (nobody could see the books then): in "
             "no share"
         )
     if report.duplicates:
-        parts.append(f"{_counted(report.duplicates, 'duplicate')} counted once")
+        parts.append(f"{counted(report.duplicates, 'duplicate')} counted once")
     if no_outcomes:
-        parts.append(f"{_counted(no_outcomes, 'record')} could not be read as an outcome")
+        parts.append(f"{counted(no_outcomes, 'record')} could not be read as an outcome")
     return "; ".join(parts) + "." if parts else None
 
 
@@ -415,7 +415,7 @@ def money(usd: Decimal) -> str:
     return f"{usd:,.2f}" if usd == 0 or abs(usd) >= Decimal("0.1") else f"{usd:.4f}"
 
 
-def _counted(count: int, what: str) -> str:
+def counted(count: int, what: str) -> str:
     if count == 1:
         return f"1 {what}"
     return f"{count:,} {what[:-1]}ies" if what.endswith("y") else f"{count:,} {what}s"
@@ -497,7 +497,7 @@ def show(console: Console, report: Report, no_outcomes: int, span: str, most: in
             console.print(_table(series))
         if len(tables) < len(report.groups):
             left = len(report.groups) - len(tables)
-            console.print(Text(f"\n... and {_counted(left, 'more group')} (--top 0 shows all)", style="dim"))
+            console.print(Text(f"\n... and {counted(left, 'more group')} (--top 0 shows all)", style="dim"))
     if lines := plotted(report):
         console.print()
         console.print(plot(lines, ascii_only=console.options.ascii_only))
@@ -562,7 +562,7 @@ def plot(lines: Sequence[Series], *, ascii_only: bool = False) -> Text:
         for column, row in points:
             cells.setdefault((row, column), (marker, color))
         for one, other in itertools.pairwise(points):
-            _draw(dots, one, other, color)
+            draw(dots, one, other, color)
     text = Text()
     for row in range(HEIGHT):
         text.append(f"{percent(1 - row / (HEIGHT - 1)):>6} |" if row % 3 == 0 else "       |", style="dim")
@@ -586,7 +586,7 @@ def _row(share: float) -> int:
     return round((1 - share) * (HEIGHT - 1))
 
 
-def _draw(dots: dict[Cell, tuple[int, str]], one: tuple[int, int], other: tuple[int, int], color: str) -> None:
+def draw(dots: dict[Cell, tuple[int, str]], one: tuple[int, int], other: tuple[int, int], color: str) -> None:
     """A straight line of braille dots between two characters: 2 by 4 dots each."""
     (x0, y0), (x1, y1) = ((column * 2 + 0.5, row * 4 + 1.5) for column, row in (one, other))
     steps = max(1, math.ceil(max(abs(x1 - x0), abs(y1 - y0))))
@@ -635,8 +635,8 @@ PNG_COLORS = ("#222222", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
 PNG_MARKERS = ("o", "s", "^", "D", "v", "P")
 
 
-def require_plots() -> None:
-    """Fail before any work is done.
+def require_plots(option: str = "--png") -> None:
+    """Fail before any work is done. `option`: what asks for a picture.
 
     Raises:
         DependencyMissing: matplotlib is not installed.
@@ -644,7 +644,7 @@ def require_plots() -> None:
     try:
         import matplotlib  # noqa: F401  # heavy, and an extra: only --png needs it
     except ImportError:
-        raise DependencyMissing("--png needs matplotlib: pip install matplotlib") from None
+        raise DependencyMissing(f"{option} needs matplotlib: pip install matplotlib") from None
 
 
 def png(report: Report, span: str) -> bytes:
@@ -701,8 +701,7 @@ def png(report: Report, span: str) -> bytes:
     axes.set_axisbelow(True)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    counted = _counted(report.total.opportunities, "opportunity")
-    under = f"{counted} {span}; bands: {percent(CONFIDENCE)} intervals"
+    under = f"{counted(report.total.opportunities, 'opportunity')} {span}; bands: {percent(CONFIDENCE)} intervals"
     axes.set_title("How long do opportunities keep paying?", loc="left", fontsize=13, fontweight="bold", pad=24)
     axes.annotate(under, (0, 1), xycoords="axes fraction", xytext=(0, 9), textcoords="offset points", color="#444444")
     figure.legend(loc="outside lower left", ncols=2, frameon=False, fontsize=9)
@@ -727,22 +726,30 @@ def read_files(files: Sequence[Path]) -> Read:
     Raises:
         InputError: names the file, and the line that is no message.
     """
-    held: list[Held] = []
+    found = messages_in(files)
+    return Read([Held(rank, message) for rank, message in found if isinstance(message, DelayedEdge)], 0)
+
+
+def messages_in(files: Sequence[Path]) -> Iterator[tuple[tuple[int, int], AnyMessage]]:
+    """Every message of the files, and its place: file and line.
+
+    Raises:
+        InputError: names the file, and the line that is no message.
+    """
     for order, file in enumerate(files):
         name, number = ("standard input" if str(file) == "-" else str(file)), 0
         try:
-            for line in _bytes_of(file).splitlines():
+            for line in bytes_of(file).splitlines():
                 number += 1
-                if line.strip() and isinstance(message := decode(line), DelayedEdge):
-                    held.append(Held((order, number), message))
+                if line.strip():
+                    yield (order, number), decode(line)
         except UndecodableRecord as error:
             raise InputError(name, str(error), number) from None
         except (OSError, EOFError, zlib.error) as error:
             raise InputError(name, getattr(error, "strerror", None) or str(error)) from None
-    return Read(held, 0)
 
 
-def _bytes_of(file: Path) -> bytes:
+def bytes_of(file: Path) -> bytes:
     if str(file) == "-":
         return sys.stdin.buffer.read()
     content = file.read_bytes()
@@ -812,13 +819,15 @@ def moment_ns(option: str, text: str, now_ns: int) -> int:
     return since_epoch // datetime.timedelta(microseconds=1) * 1000
 
 
-def span_words(asked: Asked, report: Report, since_ns: int | None, until_ns: int | None) -> str:
-    """`in the last 24 h`, or from when to when."""
-    if since_ns is not None and until_ns is None and asked.since is not None and is_duration(asked.since):
-        number, unit = re.findall(r"[\d.]+|[smhd]", asked.since + "s")[:2]
+def span_words(
+    since: str | None, since_ns: int | None, until_ns: int | None, first_ns: int | None, last_ns: int | None
+) -> str:
+    """`in the last 24 h`, or from when to when. `since` is as typed, `first_ns` and `last_ns` are of what was found."""
+    if since_ns is not None and until_ns is None and since is not None and is_duration(since):
+        number, unit = re.findall(r"[\d.]+|[smhd]", since + "s")[:2]
         return f"in the last {number} {'min' if unit == 'm' else unit}"
-    begin = report.first_ns if since_ns is None else since_ns
-    end = report.last_ns if until_ns is None else until_ns
+    begin = first_ns if since_ns is None else since_ns
+    end = last_ns if until_ns is None else until_ns
     if begin is None and end is None:
         return "in these files"
     words = [f"from {moment_words(begin)}"] if begin is not None else []
@@ -856,7 +865,7 @@ def run(
     read = read_files(files) if files else read_kafka(settings, since_ns or 0)
     bases = tuple(base.upper() for base in asked.bases)
     report = summarise(chosen(read.held, bases, since_ns, until_ns), asked.by, asked.need_ms)
-    span = span_words(asked, report, since_ns, until_ns)
+    span = span_words(asked.since, since_ns, until_ns, report.first_ns, report.last_ns)
     if picture is not None:
         _write(picture, report, span, stderr)
     if as_json:

@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 
 from shared.messages import MODELS
-from shared.topics import DECISIONS, FX_RATES, OPPORTUNITIES, OUTCOMES, REJECTIONS, TOPICS, Topic
+from shared.topics import AUDIT, DECISIONS, FX_RATES, OPPORTUNITIES, OUTCOMES, REJECTIONS, TOPICS, Topic
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -18,6 +18,7 @@ _CARRIES = {
     REJECTIONS: ("rejection",),
     OUTCOMES: ("outcome",),
     DECISIONS: ("decision",),
+    AUDIT: ("audit", "shadow"),
     FX_RATES: ("rate",),
 }
 

@@ -10,7 +10,18 @@ from services.cli.screen import role_words, score
 from shared import cluster, kafka, topics
 from shared.errors import UndecodableRecord
 from shared.kafka import ConsumerThread
-from shared.messages import AnyMessage, Decision, DelayedEdge, Health, Leg, Opportunity, Rejection, decode
+from shared.messages import (
+    AnyMessage,
+    Audit,
+    Decision,
+    DelayedEdge,
+    Health,
+    Leg,
+    Opportunity,
+    Rejection,
+    Shadow,
+    decode,
+)
 from shared.settings import KafkaSettings
 
 TOPICS = {
@@ -18,6 +29,7 @@ TOPICS = {
     "rejections": [topics.REJECTIONS],
     "decisions": [topics.DECISIONS],
     "outcomes": [topics.OUTCOMES],
+    "audit": [topics.AUDIT],
     "health": topics.tick_topics(),
     "ticks": [*topics.tick_topics(), topics.FX_RATES],
 }
@@ -97,6 +109,17 @@ def line(message: AnyMessage) -> str:
             return (
                 f"{_time(message.evaluated_ns)} {message.base} {message.delay_ms} ms after opening: {edge}, "
                 f"{'still executable' if message.executable else 'not executable'}; {message.opportunity_id}"
+            )
+        case Audit(decision=made):
+            calls = sum(1 + len(record.others) for record in made.roles)
+            return (
+                f"{_time(made.decided_ns)} {made.base} audit of decision {made.decision_id}: {made.outcome} "
+                f"({made.reason}), {calls} calls or skips"
+            )
+        case Shadow(call=call):
+            return (
+                f"{_time(message.asked_ns)} {message.base} {call.role} in shadow: {call.model_asked} "
+                f"{role_words(call)}, {call.latency_ms} ms; {message.decision_id}"
             )
         case Health():
             why = f": {message.reason}" if message.reason else ""

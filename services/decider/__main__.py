@@ -1,39 +1,66 @@
-"""Wiring of the decider: settings, models, consumer, publisher, run."""
+"""Wiring of the decider: settings, models, money, consumer, publisher, run."""
 
 import asyncio
+import contextlib
 import time
+from datetime import UTC, datetime
+from decimal import Decimal
 
 import structlog
 
-from services.decider.decide import Decider, Models, Newest
+from services.decider import budget as money
+from services.decider import models as model_data
+from services.decider.budget import Budget
+from services.decider.decide import Decider, Newest
+from services.decider.guards import Guards
+from services.decider.judge import Terms
+from services.decider.models import Models
+from services.decider.role import Desk
 from services.decider.service import GROUP, TAIL_MS, Service
+from services.decider.state import State, state_file
+from services.decider.trials import Trials
+from services.decider.upkeep import Upkeep
 from shared import cluster, kafka, process, topics
-from shared.settings import Settings
+from shared.settings import ModelSettings, Settings
 
 log = structlog.get_logger()
+
+WRITTEN = (topics.DECISIONS, topics.AUDIT, topics.dlq(topics.OPPORTUNITIES))
 
 
 def main(settings: Settings) -> None:
     """Decide until SIGTERM or SIGINT.
 
     Raises:
+        SettingsError: a model's last day has passed, or a prompt, key, state or weights file cannot be used: exit 2.
         BrokerUnavailable: exit 3. TopicMismatch: a topic is missing: exit 2.
     """
-    cluster.require_topics(settings.kafka, [topics.OPPORTUNITIES, topics.DECISIONS, topics.dlq(topics.OPPORTUNITIES)])
-    publisher = kafka.Publisher(kafka.event_producer(settings.kafka, "decider"), drop_when_full=False)
-    try:
-        process.run_async(lambda stop: _run(settings, publisher, stop))
-    finally:
-        publisher.close()
-
-
-async def _run(settings: Settings, publisher: kafka.Publisher, stop: asyncio.Event) -> None:
+    for warning in model_data.check_dates(settings, datetime.now(UTC).date()):
+        log.warning("model ends soon", words=warning)
+    terms, weights = Upkeep.read(settings)
     models = Models(settings)
+    state = State(state_file(settings))
+    try:
+        cluster.require_topics(settings.kafka, [topics.OPPORTUNITIES, *WRITTEN])
+        trials = Trials(settings, state.rolled_back(), state.roll_back)
+        desk = Desk(settings, models, Guards(settings), Budget(settings, state), trials)
+        trials.weigh(weights, desk.clock())
+        publisher = kafka.Publisher(kafka.event_producer(settings.kafka, "decider"), drop_when_full=False)
+        try:
+            process.run_async(lambda stop: _run(terms, desk, publisher, stop))
+        finally:
+            publisher.close()
+    finally:
+        state.close()
+
+
+async def _run(terms: Terms, desk: Desk, publisher: kafka.Publisher, stop: asyncio.Event) -> None:
+    settings, models = desk.settings, desk.models
     if not models.any():
-        variables = ", ".join(provider.api_key_env for provider in settings.providers.values())
-        log.warning("no provider has a key: decisions rest on rules only", set_one_of=variables)
+        log.warning("no provider has a key: decisions rest on rules only", set_one_of=", ".join(models.missing()))
     newest = Newest()
-    service = Service(Decider(settings, models, newest), newest, publisher)
+    decider = Decider(terms, desk, newest)
+    service = Service(decider, newest, publisher)
     consumer = kafka.ConsumerThread(
         kafka.event_consumer(settings.kafka, "decider", GROUP),
         [topics.OPPORTUNITIES],
@@ -47,7 +74,29 @@ async def _run(settings: Settings, publisher: kafka.Publisher, stop: asyncio.Eve
         ),
         on_revoked=service.on_revoked,
     )
+    beside = [
+        asyncio.create_task(_warm(terms, desk)),
+        asyncio.create_task(models.keep_warm()),
+        asyncio.create_task(Upkeep(decider, desk).run()),
+    ]
     try:
         await service.run(consumer, stop)
     finally:
+        for task in beside:
+            task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.gather(*beside, return_exceptions=True)
         await models.close()
+
+
+async def _warm(terms: Terms, desk: Desk) -> None:
+    """Try every model once, beside the first decisions: a wrong name or key shows now, not at the first gap."""
+
+    def reserve(provider: str, model: ModelSettings, text: str) -> bool:
+        now_ns = desk.clock()
+        amount = money.worst_case(model, text, datetime.fromtimestamp(now_ns / 1e9, UTC).date())
+        return desk.budget.reserve(provider, amount, Decimal(0), now_ns) is not None
+
+    prompts: dict[str, str] = {role: found.text for role, found in terms.prompts.items()}
+    for words in await desk.models.warm(prompts, reserve):
+        log.warning("model check", words=words)

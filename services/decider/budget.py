@@ -1,108 +1,256 @@
-"""Money for models: reserved before a call at its worst case, settled by what was used. Pure, fails closed."""
+"""Money for models: reserved before a call at its worst case, settled by what was used. Fails closed.
 
-from collections import deque
+What was spent stands in the decider's file (`state.py`), so a restart forgets nothing and several processes share the
+caps. Amounts are rounded up to whole pico-USD, caps down.
+"""
+
+import datetime
+import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 
+from services.decider.state import DAY_NS, PANEL, PROVIDER, SHADOW, Booking, Limits, State
 from shared.messages import Tokens
-from shared.settings import DeciderSettings, ModelSettings
+from shared.settings import ModelSettings, Settings
 
 MILLION = Decimal(1_000_000)
-MINUTE_NS = 60_000_000_000
-DAY_NS = 86_400_000_000_000
+PICO = 10**12
+"""Pico-USD in a USD."""
+
+FRAME_TOKENS = 50
+SCHEMA_TOKENS = 400
+"""Providers count the schema of the answer as part of the prompt: about 200 tokens in two public tokenizers."""
+
+_WORDS = b"abcdefghijklmnopqrstuvwxyz \n"
+_MOST_PICO = 2**61
+_WIDE = Context(prec=60)
 
 
 def estimated_tokens(text: str) -> int:
-    """Upper estimate of a prompt's tokens: three characters each, and some for the frame."""
-    return len(text) // 3 + 50
+    """Upper estimate of a text's tokens as a prompt, the frame of its message included.
+
+    Small letters and blanks are at least three to a token in English. Every other byte counts as a token of its own:
+    digits, signs and capitals often are one, and a letter beyond ASCII is never more tokens than it has bytes. Our
+    prompts come out half as large again as public tokenizers count them; words that no language knows may not.
+    """
+    whole = text.encode("utf-8", "surrogatepass")
+    others = len(whole.translate(None, _WORDS))
+    return others + (len(whole) - others + 2) // 3 + FRAME_TOKENS
 
 
-def worst_case(model: ModelSettings, prompt: str) -> Decimal:
-    """Most that a call can cost in USD: nothing cached, the answer as long as allowed."""
-    return (estimated_tokens(prompt) * model.price_in + model.max_out * model.price_out) / MILLION
+def _most_in(model: ModelSettings, prompt: str) -> int:
+    return estimated_tokens(prompt) + (SCHEMA_TOKENS if model.structured == "json_schema" else 0)
+
+
+def worst_case(model: ModelSettings, prompt: str, day: datetime.date) -> Decimal:
+    """Most that a call can cost in USD at the prices of the day: no cache helps, the answer is as long as allowed."""
+    price = model.price(day)
+    return (_most_in(model, prompt) * max(price.input, price.cached) + model.max_out * price.output) / MILLION
 
 
 def clamp(model: ModelSettings, prompt: str, usage: object) -> Tokens:
-    """Reported usage within what was reserved: providers' numbers are claims."""
+    """Reported usage within what was reserved: providers' numbers are claims.
 
-    def number(value: object, most: int) -> int:
-        if isinstance(value, bool) or not isinstance(value, int):
-            return most  # unusable numbers are charged in full
-        return min(max(value, 0), most)
+    A count that is no whole number counts in full; a cache that is not clearly claimed did not help. Tokens that are in
+    the total but neither in the prompt nor in the answer were thought, and cost like the answer.
+    """
+    most_in = _most_in(model, prompt)
+    read = _count(usage, "prompt_tokens")
+    written = _count(usage, "completion_tokens")
+    total = _count(usage, "total_tokens")
+    if total is not None and read is not None and written is not None:
+        written = max(written, total - max(read, 0))
+    hits = [
+        claimed
+        for claimed in (
+            _count(_field(usage, "prompt_tokens_details"), "cached_tokens"),
+            _count(usage, "prompt_cache_hit_tokens"),  # DeepSeek's own name for it
+        )
+        if claimed is not None
+    ]
+    within = _within(read, most_in)
+    cached = min(max(min(hits), 0), within) if hits and read is not None else 0
+    return Tokens.model_validate({"in": within, "cached": cached, "out": _within(written, model.max_out)})
 
-    most_in = estimated_tokens(prompt)
-    read = number(getattr(usage, "prompt_tokens", None), most_in)
-    details = getattr(usage, "prompt_tokens_details", None)
-    cached = getattr(details, "cached_tokens", 0)
-    written = number(getattr(usage, "completion_tokens", None), model.max_out)
-    cached = number(cached, read) if isinstance(cached, int) else 0
-    return Tokens.model_validate({"in": read, "cached": cached, "out": written})
+
+def _field(thing: object, name: str) -> object:
+    return thing.get(name) if isinstance(thing, Mapping) else getattr(thing, name, None)
 
 
-def cost(model: ModelSettings, tokens: Tokens) -> Decimal:
-    """USD for the tokens."""
+def _count(thing: object, name: str) -> int | None:
+    value = _field(thing, name)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _within(value: int | None, most: int) -> int:
+    return most if value is None else min(max(value, 0), most)
+
+
+def cost(model: ModelSettings, tokens: Tokens, day: datetime.date) -> Decimal:
+    """USD for the tokens at the prices of the day."""
+    price = model.price(day)
     fresh = tokens.input - tokens.cached
-    total = fresh * model.price_in + tokens.cached * model.price_cached + tokens.out * model.price_out
-    return total / MILLION
+    return (fresh * price.input + tokens.cached * price.cached + tokens.out * price.output) / MILLION
 
 
 @dataclass(slots=True)
 class Reservation:
-    """Money put aside for one call."""
+    """Money put aside for one call.
 
+    Attributes:
+        amount: USD that count: all of it until it is settled, then what was used.
+        reserved: USD put aside at first.
+    """
+
+    provider: str
     amount: Decimal
+    reserved: Decimal
     at_ns: int
+    shadow: bool
+    booking: Booking
     settled: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One cap in USD, and what counts against it."""
+
+    spent: Decimal
+    cap: Decimal
+
+    @property
+    def left(self) -> Decimal:
+        return max(self.cap - self.spent, Decimal(0))
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What counts now, open reservations included, and the caps. USD.
+
+    Attributes:
+        minute: The last 60 seconds, and up to one more: whole seconds are counted.
+        day: The calendar day, UTC, without what candidates in the shadow cost.
+        shadow: The same day's candidates in the shadow.
+        providers: By provider: the same day, shadow included. One that is in no setting any more has the cap 0.
+        day_ends_ns: When a new day begins.
+        booked_until_ns: End of the latest second or day in the book. It is later than now if the clock was set back:
+            what was booked under the later time counts until then.
+    """
+
+    call_cap: Decimal
+    opportunity_cap: Decimal
+    minute: Line
+    day: Line
+    shadow: Line
+    providers: dict[str, Line]
+    day_ends_ns: int
+    booked_until_ns: int
+
+
 class Budget:
-    """Caps per call, opportunity, minute and day; a reservation counts in full until it is settled."""
+    """Caps per call, opportunity, 60 seconds and day; a reservation counts in full until it is settled.
 
-    def __init__(self, settings: DeciderSettings) -> None:
+    They hold for all processes that share the file of `state`, under any usage reported and any clock. What a process
+    had reserved when it was killed stays counted in full.
+    """
+
+    def __init__(self, settings: Settings, state: State) -> None:
+        decider = settings.decider
+        self._state = state
         self._settings = settings
-        self._spent: deque[Reservation] = deque()
-        self._minute: deque[Reservation] = deque()
-        self._day_total = Decimal(0)
-        self._minute_total = Decimal(0)
+        self._call = _down(decider.max_call_usd)
+        self._opportunity = _down(decider.max_opportunity_usd)
+        self._minute = _down(decider.max_minute_usd)
+        self._day = _down(decider.max_day_usd)
+        self._shadow = _down(settings.guards.shadow_max_day_usd)
+        self._providers = {name: _down(provider.max_day_usd) for name, provider in settings.providers.items()}
+        self._lock = threading.Lock()
 
-    def reserve(self, amount: Decimal, spent_on_opportunity: Decimal, now_ns: int) -> Reservation | None:
-        """Put money aside; None if any cap would be passed."""
-        self._forget(now_ns)
-        limits = self._settings
-        if (
-            amount > limits.max_call_usd
-            or spent_on_opportunity + amount > limits.max_opportunity_usd
-            or self._minute_total + amount > limits.max_minute_usd
-            or self._day_total + amount > limits.max_day_usd
-        ):
+    def reserve(
+        self, provider: str, amount: Decimal, spent_on_opportunity: Decimal, now_ns: int, *, shadow: bool = False
+    ) -> Reservation | None:
+        """Put money aside; None if any cap would be passed or the book cannot be written. Never raises.
+
+        Args:
+            amount: USD, the worst case of the call.
+            spent_on_opportunity: USD already put aside for the same opportunity.
+            shadow: A candidate beside the panel: against its own cap of the day and the provider's, not against those
+                of the opportunity, the minute and the panels' day.
+        """
+        cap = self._providers.get(provider)
+        pico = _up(amount)
+        if cap is None or pico is None or pico > self._call:
             return None
-        reservation = Reservation(amount, now_ns)
-        self._spent.append(reservation)
-        self._minute.append(reservation)
-        self._day_total += amount
-        self._minute_total += amount
-        return reservation
+        if not shadow:
+            before = _up(spent_on_opportunity)
+            if before is None or before + pico > self._opportunity:
+                return None
+        limits = Limits(None, self._shadow, cap) if shadow else Limits(self._minute, self._day, cap)
+        booking = self._state.book(pico, provider, now_ns, limits, shadow=shadow)
+        if booking is None:
+            return None
+        usd = _usd(pico)
+        return Reservation(provider, usd, usd, now_ns, shadow, booking)
 
     def settle(self, reservation: Reservation, actual: Decimal, now_ns: int) -> None:
-        """Replace the worst case by what was used, never more than was reserved."""
-        if reservation.settled:
-            return
-        self._forget(now_ns)
-        reservation.settled = True
-        given_back = reservation.amount - min(max(actual, Decimal(0)), reservation.amount)
-        reservation.amount -= given_back
-        if now_ns - reservation.at_ns < DAY_NS:
-            self._day_total -= given_back
-        if now_ns - reservation.at_ns < MINUTE_NS:
-            self._minute_total -= given_back
+        """Replace the worst case by what was used (USD), never more than was reserved and never less than 0.
 
-    def spent(self, now_ns: int) -> tuple[Decimal, Decimal]:
-        """Within the last minute and the last day, open reservations included (USD)."""
-        self._forget(now_ns)
-        return self._minute_total, self._day_total
+        The first call counts, a later one does nothing. If the book cannot be written, all of the reservation stands.
+        """
+        with self._lock:
+            if reservation.settled:
+                return
+            reservation.settled = True
+        pico = reservation.booking.pico
+        used = _up(max(actual, Decimal(0))) if actual.is_finite() else None
+        back = pico - min(used, pico) if used is not None else 0
+        if back and self._state.give_back(reservation.booking, back, now_ns):
+            reservation.amount = _usd(pico - back)
 
-    def _forget(self, now_ns: int) -> None:
-        while self._minute and now_ns - self._minute[0].at_ns >= MINUTE_NS:
-            self._minute_total -= self._minute.popleft().amount
-        while self._spent and now_ns - self._spent[0].at_ns >= DAY_NS:
-            self._day_total -= self._spent.popleft().amount
+    def spent(self, now_ns: int) -> Spent:
+        """What counts now.
+
+        Raises:
+            SettingsError: the book cannot be read.
+        """
+        booked = self._state.booked(now_ns)
+        decider = self._settings.decider
+
+        def of_day(name: str, cap: Decimal) -> Line:
+            return Line(_usd(booked.days.get(name, 0)), cap)
+
+        providers = {name: of_day(PROVIDER + name, one.max_day_usd) for name, one in self._settings.providers.items()}
+        for name in sorted(booked.days):
+            former = name.removeprefix(PROVIDER)
+            if name.startswith(PROVIDER) and former not in providers:
+                providers[former] = of_day(name, Decimal(0))
+        return Spent(
+            call_cap=decider.max_call_usd,
+            opportunity_cap=decider.max_opportunity_usd,
+            minute=Line(_usd(booked.minute), decider.max_minute_usd),
+            day=of_day(PANEL, decider.max_day_usd),
+            shadow=of_day(SHADOW, self._settings.guards.shadow_max_day_usd),
+            providers=providers,
+            day_ends_ns=(now_ns // DAY_NS + 1) * DAY_NS,
+            booked_until_ns=booked.latest_ns,
+        )
+
+
+def _up(usd: Decimal) -> int | None:
+    """Pico-USD, at least so much; None for what is no amount of money."""
+    if not usd.is_finite() or usd < 0 or usd > _MOST_PICO // PICO:
+        return None
+    return int(_WIDE.multiply(usd, Decimal(PICO)).to_integral_value(ROUND_CEILING))
+
+
+def _down(cap: Decimal) -> int:
+    if cap >= _MOST_PICO // PICO:
+        return _MOST_PICO
+    return int(_WIDE.multiply(cap, Decimal(PICO)).to_integral_value(ROUND_FLOOR))
+
+
+def _usd(pico: int) -> Decimal:
+    """Exact, and without an exponent: "0.0105", not "0.010500000000"."""
+    value = (Decimal(pico) / PICO).normalize()
+    return value.quantize(Decimal(1)) if value == value.to_integral_value() else value

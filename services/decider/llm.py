@@ -1,17 +1,23 @@
 """Calls of language models: the only importer of `openai`. A call gives a value, never an exception.
 
 Whatever goes wrong becomes an outcome code, and every code but `ok` and `slow` is an abstention. No exception of the
-client is logged or kept: they can carry prompts and headers.
+client is logged or kept: they can carry prompts and headers. Nothing that a provider sends is trusted: its body is read
+up to a bound, its status and headers reach us as plain values, its JSON is parsed here and not by the client, and its
+words go on redacted and cut.
 """
 
-import asyncio
 import email.utils
 import hashlib
 import json
+import logging
 import math
+import os
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+import zlib
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from datetime import UTC
 from typing import Any
 
 import httpx2
@@ -21,18 +27,72 @@ from pydantic import SecretStr
 
 from services.decider.prompt import SCHEMA, NoAnswer, parse_answer
 from shared.messages import RoleAnswer
+from shared.secrets import redact
 from shared.settings import ModelSettings
 
 Client = AsyncOpenAI
 """A provider's client, as `make_client` makes it."""
 
 MOST_WAIT_S = 300.0
-SLOW_MS = 1200
+MOST_BODY = 256 * 1024
+"""Bytes of an answer that are read, and that it may have once unpacked: an answer has some hundreds."""
+MOST_LISTING = 2 * 1024 * 1024
+"""The same of a list of models: gateways have hundreds of them, with prices and descriptions."""
+MOST_OBJECTS = 2000
+MOST_OBJECTS_LISTED = 20_000
+"""Objects in a JSON text that is looked at: 256 KiB of `{},` would hold everybody up for 0.3 s (measured)."""
+MOST_RAW = 4096
+"""Bytes of an answer's text that are kept."""
+MOST_WORDS = 200
+"""Characters that are kept of what a provider says of itself."""
+MOST_TOKENS = 10**9
+
+KEPT_HEADERS = frozenset(
+    (
+        *("x-request-id", "x-ds-trace-id", "retry-after-ms", "retry-after"),
+        *("llm_provider-retry-after-ms", "llm_provider-retry-after", "content-encoding"),
+    )
+)
+LIBRARIES = ("openai", "httpx2", "httpcore2")
+"""They log requests, headers and reason phrases, the first even without being told to (OPENAI_LOG)."""
+
+FIRST_REQUEST = ("extra_headers", "extra_query")
+"""Fields of a model's `request` that are not part of the body."""
+
+
+@dataclass(frozen=True, slots=True)
+class CachedTokens:
+    """Of the prompt's tokens, those that were paid for as cached; None: not told."""
+
+    cached_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens as a provider reports them, a claim: what is no number of tokens is None, and will be charged in full."""
+
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    total_tokens: int | None = None
+    prompt_cache_hit_tokens: int | None = None
+    prompt_tokens_details: CachedTokens = CachedTokens()
 
 
 @dataclass(frozen=True, slots=True)
 class CallResult:
-    """What became of one call. `usage` is as reported, untrusted."""
+    """What became of one call. All text in it is redacted and valid Unicode.
+
+    Attributes:
+        outcome: `ok` or `slow` (an answer, within the model's `slow_ms` or not); `unsure` (the model says that it
+            cannot judge), `refusal`, `content_filter`, `invalid` (no answer in the reply), `auth`, `quota`,
+            `rate_limited`, `bad_request`, `server`, `network`, `saturated` (no free connection). Callers have others.
+        http: The status, where one came.
+        usage: Reported and untrusted; None: the reply had none.
+        raw: What the model wrote, or the body where there is no such text; at most 4 KiB.
+        raw_sha256: Of that text in whole, before it was redacted and cut; None where it was too long to be read.
+        retry_after_s: How long the provider asks us to wait, 0 to 300 s (`rate_limited` only); None: it does not say.
+        latency_ms: Of the whole call, connecting included.
+    """
 
     outcome: str
     answer: RoleAnswer | None = None
@@ -40,119 +100,375 @@ class CallResult:
     request_id: str | None = None
     model_reported: str | None = None
     fingerprint: str | None = None
-    usage: object = None
+    usage: Usage | None = None
+    raw: str | None = None
     raw_sha256: str | None = None
     retry_after_s: float | None = None
+    latency_ms: int = 0
 
     def answered(self) -> bool:
+        """Whether there is an answer that counts."""
         return self.answer is not None
 
     def billed(self) -> bool:
-        """Whether the provider did the work (and will want money)."""
-        return self.http == 200
+        """Whether the provider did the work, or may have (and will want money)."""
+        return self.outcome == "invalid" or (self.http is not None and 200 <= self.http < 300)
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """The models that a provider says it has; `names` None: it could not be told, `outcome` says why as for a call."""
+
+    outcome: str
+    names: frozenset[str] | None = None
+    http: int | None = None
+
+
+# ---------------------------------------------------------------- the wire
+
+
+@dataclass(frozen=True, slots=True)
+class _Reply:
+    """What came over the wire. `broken`: the connection failed before the end; `whole`: not cut at the most."""
+
+    status: int
+    headers: Mapping[str, str] = field(repr=False)
+    body: bytes = field(repr=False)
+    whole: bool = True
+    broken: bool = False
+
+
+class _Bounded(httpx2.AsyncBaseTransport):
+    """Reads a reply up to a bound, and hands it over beside an empty 200.
+
+    The client would build its exceptions out of a bad status, with body and headers in them, and trips over some (an
+    unknown charset, JSON too deep to print). What it does not get to see cannot trip it.
+    """
+
+    def __init__(self, inner: httpx2.AsyncBaseTransport) -> None:
+        self._inner = inner
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        most = MOST_LISTING if request.method == "GET" else MOST_BODY
+        response = await self._inner.handle_async_request(request)
+        assert isinstance(response.stream, httpx2.AsyncByteStream)
+        body, broken = bytearray(), False
+        try:
+            async with aclosing(response.stream.__aiter__()) as parts:  # type: ignore[type-var]  # a generator
+                async for part in parts:
+                    body += part[: most + 1 - len(body)]
+                    if len(body) > most:
+                        break
+        except httpx2.TransportError:
+            broken = True
+        finally:
+            await response.stream.aclose()  # unread: closes the connection
+        headers = _kept(response.headers.raw)
+        found, whole = _unpacked(bytes(body), headers.get("content-encoding", "identity"), most)
+        reply = _Reply(response.status_code, headers, found, whole, broken)
+        return httpx2.Response(200, content=b"", extensions={"reply": reply})
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+
+def _kept(raw: list[tuple[bytes, bytes]]) -> dict[str, str]:
+    """The headers that we read, the first of each; those that are not plain text are not there."""
+    headers: dict[str, str] = {}
+    for name, value in raw:
+        try:
+            key, text = name.decode("ascii").lower(), value.decode("ascii").strip()
+        except UnicodeDecodeError:
+            continue
+        if key in KEPT_HEADERS and text.isprintable():
+            headers.setdefault(key, text)
+    return headers
+
+
+def _unpacked(body: bytes, encoding: str, most: int) -> tuple[bytes, bool]:
+    """The body and whether that is all of it. We ask for none, but some gateways compress whatever they are asked."""
+    if encoding.lower() in ("gzip", "x-gzip", "deflate"):
+        unpacking = zlib.decompressobj(zlib.MAX_WBITS | 32)
+        try:
+            body = unpacking.decompress(body, most + 1)
+        except zlib.error:
+            return b"", False
+    elif encoding.lower() != "identity":
+        return b"", False
+    return body[:most], len(body) <= most
 
 
 def make_client(base_url: str, api_key: SecretStr) -> AsyncOpenAI:
     """A client that inherits nothing from the environment, follows no redirect and never retries by itself."""
+    for library in LIBRARIES:
+        logging.getLogger(library).setLevel(logging.CRITICAL + 1)
     timeout = httpx2.Timeout(3.0, connect=0.5, pool=0.1)
-    return AsyncOpenAI(
+    limits = httpx2.Limits(max_connections=32, max_keepalive_connections=32, keepalive_expiry=90.0)
+    inherited = [line.partition(":")[0].strip() for line in os.environ.get("OPENAI_CUSTOM_HEADERS", "").split("\n")]
+    unwanted: dict[str, Any] = {
+        name: openai.Omit()
+        for name in (*inherited, "OpenAI-Organization", "OpenAI-Project")
+        if name and name.lower() != "authorization"
+    }
+    client = AsyncOpenAI(
         base_url=base_url,
         api_key=api_key.get_secret_value(),
+        admin_api_key="",
+        organization="",
+        project="",
+        webhook_secret="",
         max_retries=0,
         timeout=timeout,
-        # Typed as texts, but the client's documentation names Omit() for what must not be inherited.
-        default_headers={"OpenAI-Organization": openai.Omit(), "OpenAI-Project": openai.Omit()},  # type: ignore[dict-item]
+        # The client's documentation names Omit() for what must not be inherited. Authorization is named so that the one
+        # of OPENAI_CUSTOM_HEADERS is not taken, whatever its case.
+        default_headers={**unwanted, "Authorization": f"Bearer {api_key.get_secret_value()}"},
         http_client=DefaultAsyncHttpx2Client(
             follow_redirects=False,
             trust_env=False,
             timeout=timeout,
-            limits=httpx2.Limits(max_connections=32, max_keepalive_connections=32, keepalive_expiry=90.0),
+            headers={"Accept-Encoding": "identity"},
+            transport=_Bounded(httpx2.AsyncHTTPTransport(trust_env=False, limits=limits)),
         ),
     )
+    # They are imported when they are first used, which takes longer than a panel may: here rather than in one.
+    _ = client.chat.completions.with_raw_response, client.models.with_raw_response
+    return client
 
 
-async def ask(client: AsyncOpenAI, name: str, model: ModelSettings, system: str, user: str) -> CallResult:
+# ---------------------------------------------------------------- a call
+
+
+async def ask(
+    client: AsyncOpenAI, name: str, model: ModelSettings, request: dict[str, Any], system: str, user: str
+) -> CallResult:
     """One question to one model; cancelled from outside when its time is over.
+
+    Args:
+        name: What the provider calls the model.
+        request: The model's further fields, which go out as they stand; those of `extra_body` are fields, too.
 
     Raises:
         CancelledError: nothing else.
     """
-    request: dict[str, Any] = {
-        "model": name,
-        "messages": [{"role": "system", "content": system}, {"role": "user", "content": user}],
+    wanted = {"type": "json_schema", "json_schema": SCHEMA} if model.structured == "json_schema" else None
+    fields = {key: value for key, value in request.items() if key not in (*FIRST_REQUEST, "extra_body")}
+    body = {
         model.token_param: model.max_out,
         "n": 1,
-        **model.request,
+        "response_format": wanted or {"type": "json_object"},
+        **fields,
+        **(request.get("extra_body") or {}),
     }
-    if model.structured == "json_schema":
-        request["response_format"] = {"type": "json_schema", "json_schema": SCHEMA}
-    else:
-        request["response_format"] = {"type": "json_object"}
+
+    async def call() -> Any:
+        return await client.chat.completions.with_raw_response.create(
+            model=name,
+            messages=[{"role": "system", "content": system}, {"role": "user", "content": user}],
+            extra_body=body,  # not as arguments: the client refuses names that it does not know
+            **{key: request[key] for key in FIRST_REQUEST if key in request},
+        )
+
     began = time.monotonic()
+    reply = await _exchange(call)
+    elapsed_ms = int((time.monotonic() - began) * 1000)
+    if isinstance(reply, str):
+        return CallResult(reply, latency_ms=elapsed_ms)
+    if 200 <= reply.status < 300:
+        return _judge(reply, elapsed_ms, model.slow_ms)
+    return _refused(reply, elapsed_ms)
+
+
+async def list_models(client: AsyncOpenAI) -> Listing:
+    """The names of a provider's models; also warms the connection.
+
+    Raises:
+        CancelledError: nothing else.
+    """
+    reply = await _exchange(client.models.with_raw_response.list)
+    if isinstance(reply, str):
+        return Listing(reply)
+    if not 200 <= reply.status < 300:
+        return Listing(_refused(reply, 0).outcome, http=reply.status)
+    if reply.broken:
+        return Listing("network", http=reply.status)
+    document = _document(reply, MOST_OBJECTS_LISTED)
+    rows = document.get("data") if isinstance(document, dict) else None
+    if not isinstance(rows, list):
+        return Listing("invalid", http=reply.status)
+    found = (_text(row.get("id")) for row in rows if isinstance(row, dict))
+    # Gemini lists "models/gemini-..." and is asked without it.
+    return Listing("ok", frozenset(name.removeprefix("models/") for name in found if name), reply.status)
+
+
+async def ping(client: AsyncOpenAI) -> None:
+    """Keep the connection warm; what comes back is read and not looked at.
+
+    Raises:
+        CancelledError: nothing else.
+    """
+    await _exchange(client.models.with_raw_response.list)
+
+
+async def _exchange(call: Callable[[], Awaitable[Any]]) -> _Reply | str:
+    """What came back, or the outcome code if nothing did."""
     try:
-        raw = await client.chat.completions.with_raw_response.create(**request)
-        status, headers = raw.status_code, raw.headers
-        return _judge(status, headers, raw.parse(), (time.monotonic() - began) * 1000)
-    except asyncio.CancelledError:
-        raise
-    except openai.APIStatusError as error:
-        return _refused(error.status_code, error.response.headers, error.body)
+        raw = await call()
+        reply = raw.http_response.extensions["reply"]
     except openai.APIConnectionError as error:  # timeouts too
-        pool = isinstance(error.__cause__, httpx2.PoolTimeout)
-        return CallResult("saturated" if pool else "network")
-    except Exception:  # the client leaks JSON, type and attribute errors on broken bodies: all are no answer
-        return CallResult("invalid", http=200)
+        return "saturated" if isinstance(error.__cause__, httpx2.PoolTimeout) else "network"
+    except Exception:  # the client and the libraries below leak others: all are no answer
+        return "invalid"
+    assert isinstance(reply, _Reply)
+    return reply
 
 
-def _judge(status: int, headers: Mapping[str, str], reply: Any, elapsed_ms: float) -> CallResult:
+# ---------------------------------------------------------------- what came back
+
+
+def _judge(reply: _Reply, elapsed_ms: int, slow_ms: int) -> CallResult:
     """A reply with a good status: is there an answer in it?"""
-    request_id = _text(headers.get("x-request-id") or headers.get("x-ds-trace-id"))
-    usage = getattr(reply, "usage", None)
-    reported, fingerprint = _text(getattr(reply, "model", None)), _text(getattr(reply, "system_fingerprint", None))
+    document = _document(reply)
+    known = document if isinstance(document, dict) else {}
+    choice = _first(known.get("choices"))
+    said = choice.get("message")
+    message: dict[str, Any] = said if isinstance(said, dict) else {}
+    content, refusal = message.get("content"), message.get("refusal")
+    words = next((text for text in (content, refusal) if isinstance(text, str) and text), None)
 
-    def result(outcome: str, answer: RoleAnswer | None = None, content: object = None) -> CallResult:
-        digest = hashlib.sha256(content.encode()).hexdigest() if isinstance(content, str) else None
-        return CallResult(outcome, answer, status, request_id, reported, fingerprint, usage, digest)
+    def result(outcome: str, answer: RoleAnswer | None = None) -> CallResult:
+        return CallResult(
+            outcome,
+            answer,
+            http=reply.status,
+            request_id=_request_id(reply),
+            model_reported=_text(known.get("model")),
+            fingerprint=_text(known.get("system_fingerprint")),
+            usage=_usage(known.get("usage")),
+            raw=_raw(_words(reply) if words is None else words),
+            raw_sha256=_sha256(reply, words),
+            latency_ms=elapsed_ms,
+        )
 
-    choices = getattr(reply, "choices", None)
-    if not isinstance(choices, list) or not choices:
+    if reply.broken:
+        return result("network")
+    if known.get("error") or not choice:
         return result("invalid")
-    message, finish = getattr(choices[0], "message", None), getattr(choices[0], "finish_reason", None)
-    content = getattr(message, "content", None)
-    if getattr(message, "refusal", None) or finish in ("length", "content_filter", "insufficient_system_resource"):
-        return result("invalid", content=content)
+    finish = choice.get("finish_reason")
+    if refusal:
+        return result("refusal")
+    if finish == "content_filter":
+        return result("content_filter")
+    if finish in ("length", "insufficient_system_resource"):
+        return result("invalid")
     try:
         answer = parse_answer(content)
-    except NoAnswer:
-        return result("invalid", content=content)
+    except (NoAnswer, ValueError, RecursionError, MemoryError):
+        return result("invalid")
     if answer.code == "UNSURE":
-        return result("unsure", content=content)
-    return result("slow" if elapsed_ms > SLOW_MS else "ok", answer, content)
+        return result("unsure")
+    answer = answer.model_copy(update={"note": redact(answer.note)})
+    return result("slow" if elapsed_ms > slow_ms else "ok", answer)
 
 
-def _text(value: object) -> str | None:
-    return value[:200] if isinstance(value, str) else None
-
-
-def _refused(status: int, headers: Mapping[str, str], body: object) -> CallResult:
-    """A bad status, sorted by what it asks of us."""
-    request_id = _text(headers.get("x-request-id"))
-    words = json.dumps(body, default=str).lower()[:4096] if body is not None else ""
-    quota = "insufficient_quota" in words or "insufficient balance" in words
+def _refused(reply: _Reply, elapsed_ms: int) -> CallResult:
+    """A bad status, sorted by what it asks of us. A broken body changes nothing: the status has come."""
+    status, text = reply.status, _words(reply)
+    small = text[:MOST_RAW].lower()
+    wait_s = None
     if status in (401, 403):
         outcome = "auth"
-    elif status == 402 or (status == 429 and quota):
+    elif status == 402 or (status == 429 and ("insufficient_quota" in small or "insufficient balance" in small)):
         outcome = "quota"
     elif status == 429:
-        wait_s = retry_after_s(headers, body)
-        return CallResult(
-            "rate_limited", http=status, request_id=request_id, retry_after_s=1.0 if wait_s is None else wait_s
-        )
-    elif status in (408, 409) or status >= 500:
+        outcome, wait_s = "rate_limited", retry_after_s(reply.headers, _document(reply))
+    elif status in (408, 409) or status >= 500 or status < 200:
         outcome = "server"
     else:
         outcome = "bad_request"
-    return CallResult(outcome, http=status, request_id=request_id)
+    return CallResult(
+        outcome,
+        http=status,
+        request_id=_request_id(reply),
+        raw=_raw(text),
+        raw_sha256=_sha256(reply, None),
+        retry_after_s=wait_s,
+        latency_ms=elapsed_ms,
+    )
+
+
+def _document(reply: _Reply, most_objects: int = MOST_OBJECTS) -> object:
+    """The body's JSON, None if it has none: cut off, not UTF-8, a name twice, a number too long, too deep, too much."""
+    if not reply.whole or reply.broken or reply.body.count(b"{") > most_objects:
+        return None
+    try:
+        document: object = json.loads(reply.body.decode("utf-8-sig"), object_pairs_hook=_no_twins)
+    except (ValueError, RecursionError, MemoryError):
+        return None
+    return document
+
+
+def _no_twins(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name stands twice")
+    return found
+
+
+def _first(choices: object) -> dict[str, Any]:
+    first = choices[0] if isinstance(choices, list) and choices else None
+    return first if isinstance(first, dict) else {}
+
+
+def _usage(reported: object) -> Usage | None:
+    if not isinstance(reported, dict):
+        return None
+    details = reported.get("prompt_tokens_details")
+    return Usage(
+        prompt_tokens=_tokens(reported.get("prompt_tokens")),
+        completion_tokens=_tokens(reported.get("completion_tokens")),
+        total_tokens=_tokens(reported.get("total_tokens")),
+        prompt_cache_hit_tokens=_tokens(reported.get("prompt_cache_hit_tokens")),  # DeepSeek's own name for it
+        prompt_tokens_details=CachedTokens(
+            _tokens(details.get("cached_tokens")) if isinstance(details, dict) else None
+        ),
+    )
+
+
+def _tokens(value: object) -> int | None:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MOST_TOKENS:
+        return None
+    return value
+
+
+def _words(reply: _Reply) -> str:
+    return reply.body.decode("utf-8", "replace")
+
+
+def _request_id(reply: _Reply) -> str | None:
+    return _text(reply.headers.get("x-request-id") or reply.headers.get("x-ds-trace-id"))
+
+
+def _text(value: object) -> str | None:
+    return _sound(redact(value))[:MOST_WORDS] if isinstance(value, str) else None
+
+
+def _raw(text: str) -> str:
+    """Redacted before it is cut: half a key is one that nobody recognises."""
+    return _sound(redact(text)).encode()[:MOST_RAW].decode(errors="ignore")
+
+
+def _sound(text: str) -> str:
+    """JSON can say half a surrogate pair, which nothing that writes UTF-8 takes."""
+    return text.encode(errors="replace").decode()
+
+
+def _sha256(reply: _Reply, words: str | None) -> str | None:
+    if words is not None:
+        return hashlib.sha256(words.encode(errors="surrogatepass")).hexdigest()
+    return hashlib.sha256(reply.body).hexdigest() if reply.whole else None
+
+
+# ---------------------------------------------------------------- how long to wait
 
 
 def retry_after_s(headers: Mapping[str, str], body: object, now_s: float | None = None) -> float | None:
@@ -173,7 +489,8 @@ def retry_after_s(headers: Mapping[str, str], body: object, now_s: float | None 
         found = _seconds(inner.get("retry_after"), 1.0, now_s)
         if found is not None:
             return found
-        for detail in inner.get("details") or []:
+        details = inner.get("details")
+        for detail in details if isinstance(details, list) else []:
             delay = detail.get("retryDelay") if isinstance(detail, dict) else None
             found = _seconds(delay.removesuffix("s") if isinstance(delay, str) else None, 1.0, now_s)
             if found is not None:
@@ -186,12 +503,16 @@ def _seconds(value: object, unit: float, now_s: float | None) -> float | None:
         return None
     try:
         number = float(value) / unit
+    except OverflowError:  # an integer beyond all floats
+        return None
     except ValueError:
         try:
-            moment = email.utils.parsedate_to_datetime(str(value)).timestamp()
-        except ValueError:
+            moment = email.utils.parsedate_to_datetime(str(value))
+            if moment.tzinfo is None:  # "-0000", or no zone: HTTP dates are UTC
+                moment = moment.replace(tzinfo=UTC)
+            number = moment.timestamp() - (time.time() if now_s is None else now_s)
+        except (ValueError, OverflowError, TypeError, IndexError):
             return None
-        number = moment - (time.time() if now_s is None else now_s)
     if not math.isfinite(number) or number < 0:
         return None
     return min(number, MOST_WAIT_S)

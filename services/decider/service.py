@@ -3,17 +3,18 @@
 import asyncio
 import threading
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import structlog
 
 from services.decider.decide import Decider, Newest
+from services.decider.judge import Case
 from services.decider.offsets import OffsetTracker
 from shared import kafka, metrics, topics
 from shared.errors import BrokerUnavailable, UndecodableRecord
 from shared.kafka import ConsumerThread, Publisher, Record
-from shared.messages import Decision, Opportunity, decode
+from shared.messages import Decision, Opportunity, Role, decode
 
 log = structlog.get_logger()
 
@@ -36,6 +37,7 @@ class Service:
         self._trackers: dict[tuple[str, int], OffsetTracker] = {}
         self._decided: OrderedDict[str, None] = OrderedDict()
         self._tails: dict[str, asyncio.Task[None]] = {}
+        self._shadows: set[asyncio.Task[None]] = set()
         self._failed: asyncio.Future[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._consumer: ConsumerThread | None = None
@@ -59,6 +61,9 @@ class Service:
                 for task in (reading, stopped):
                     task.cancel()
                 results = await asyncio.gather(reading, stopped, return_exceptions=True)
+            for task in self._shadows:
+                task.cancel()
+            await asyncio.gather(*self._shadows, return_exceptions=True)
             if not self._failed.done():
                 await self._drain(None, STOP_S)
                 await asyncio.to_thread(self._publisher.flush, 2.0)
@@ -94,16 +99,24 @@ class Service:
             done()
             return
         self._remember(message.opportunity_id)
+        case = self._decider.quick(message)
         before = self._tails.get(message.base)
-        task = asyncio.create_task(self._decide(message, before, done))
+        if case is not None and before is None:  # a backlog of what has expired goes through here, without a task each
+            self._publish(case, done)
+            return
+        task = asyncio.create_task(self._decide(message, case, before, done))
         self._tails[message.base] = task
         task.add_done_callback(lambda ended: self._ended(message.base, ended))
 
-    async def _decide(self, opportunity: Opportunity, before: Awaitable[None] | None, done: Callable[[], None]) -> None:
+    async def _decide(
+        self, opportunity: Opportunity, case: Case | None, before: asyncio.Task[None] | None, done: Callable[[], None]
+    ) -> None:
+        """Models may think about several opportunities of a coin at once; decisions leave in the coin's order."""
+        if case is None:
+            case = await self._decider.consider(opportunity)
         if before is not None:
-            await asyncio.gather(before, return_exceptions=True)
-        decision = await self._decider.decide(opportunity)
-        self._publish(decision, done)
+            await asyncio.wait((before,))  # it may have failed: `_ended` says so
+        self._publish(case, done)
 
     def _ended(self, base: str, task: asyncio.Task[None]) -> None:
         if self._tails.get(base) is task:
@@ -111,9 +124,11 @@ class Service:
         if not task.cancelled() and (error := task.exception()) is not None:
             self._fail(error)
 
-    def _publish(self, decision: Decision, done: Callable[[], None]) -> None:
+    def _publish(self, case: Case, done: Callable[[], None]) -> None:
+        decision = self._decider.conclude(case)
         metrics.DECISIONS.labels(outcome=decision.outcome, mode=decision.mode).inc()
-        log.info(
+        say = log.debug if decision.mode == "rules_only" else log.info
+        say(
             "decision",
             base=decision.base,
             outcome=decision.outcome,
@@ -121,9 +136,18 @@ class Service:
             reason=decision.reason,
             cost_usd=str(decision.panel.cost_usd),
         )
+        self._publisher.publish(topics.AUDIT, decision.decision_id, self._decider.audit(case, decision).encode(), None)
         self._publisher.publish(
             topics.DECISIONS, decision.base, decision.encode(), None, on_delivery=self._delivery(done)
         )
+        for role in self._decider.shadowed(case):
+            task = asyncio.create_task(self._shadow(case, decision, role))
+            self._shadows.add(task)
+            task.add_done_callback(self._shadows.discard)
+
+    async def _shadow(self, case: Case, decision: Decision, role: Role) -> None:
+        found = await self._decider.shadow(case, decision, role)
+        self._publisher.publish(topics.AUDIT, decision.decision_id, found.encode(), None)
 
     def _remember(self, opportunity_id: str) -> None:
         self._decided[opportunity_id] = None
@@ -176,7 +200,7 @@ class Service:
                 message = decode(record.value)
             except UndecodableRecord:
                 continue  # not ours: readers of decisions put it aside
-            if isinstance(message, Decision) and message.panel.version == self._decider.version:
+            if isinstance(message, Decision):  # of whichever panel: nobody pays twice for one opportunity
                 known.append(message.opportunity_id)
         log.info("assigned", partitions=sorted(number for _, number in partitions), decided_lately=len(known))
         assert self._loop is not None

@@ -13,6 +13,9 @@ SECOND_NS = 1_000_000_000
 MOST_TRADES = 20_000
 """A minute of the busiest pair has some thousand trades; more are forgotten from the old end."""
 
+DEEP = 10
+"""Levels of a side that imbalance and depth are about: as many from every exchange, however many are published."""
+
 
 class Trades:
     """Trades of one base asset on all exchanges, over a sliding minute."""
@@ -76,6 +79,17 @@ class Volatility:
 
 
 def imbalance(bids: Sequence[Level], asks: Sequence[Level]) -> Decimal | None:
-    """(bid size - ask size) / (bid size + ask size) of the published levels, -1 to 1."""
-    bid, ask = sum(level[1] for level in bids), sum(level[1] for level in asks)
+    """(bid size - ask size) / (bid size + ask size) of the ten best levels, -1 to 1; None without any."""
+    bid, ask = sum(level[1] for level in bids[:DEEP]), sum(level[1] for level in asks[:DEEP])
     return round(Decimal((bid - ask) / (bid + ask)), 2) if bid + ask > 0 else None
+
+
+def depth_usd(side: Sequence[Level], usd: float) -> Decimal | None:
+    """Value of the ten best levels of a side in USD, to the cent; None where no rate is known.
+
+    Args:
+        usd: USD per unit of the quote currency; 0 or infinite: not known.
+    """
+    if not 0 < usd < math.inf:
+        return None
+    return Decimal(repr(round(sum(price * size for price, size in side[:DEEP]) * usd, 2)))

@@ -10,7 +10,7 @@ from decimal import Decimal
 from typing import Any
 
 from services.detector.books import HeldBook
-from services.detector.context import Trades, imbalance
+from services.detector.context import Trades, depth_usd, imbalance
 from services.detector.edge import ZERO, BridgeFill, Evaluation, rounded_bps
 from services.detector.gap import NEVER_NS, Gap
 from services.detector.verdict import MS, Judge, Verdict
@@ -378,10 +378,24 @@ def known_bps(value: Decimal | None) -> Decimal | None:
 
 def _context(gap: Gap, now_ns: int, trades: Trades) -> Context:
     count, share = trades.last_minute(now_ns)
+    spent, received = _usd(gap)
     return Context.model_construct(
         volatility_bps_1m=gap.buy.volatility.bps_1m(now_ns) or gap.sell.volatility.bps_1m(now_ns),
         trades_1m=count,
         buy_share_1m=share,
         imbalance_buy=imbalance(gap.buy.bids, gap.buy.asks),
         imbalance_sell=imbalance(gap.sell.bids, gap.sell.asks),
+        ask_depth_usd=depth_usd(gap.buy.asks, spent),
+        bid_depth_usd=depth_usd(gap.sell.bids, received),
     )
+
+
+def _usd(gap: Gap) -> tuple[float, float]:
+    """USD per unit of what the purchase spends and of what the sale brings; by way of the cycle's own bridge."""
+    spent, received, bridge = gap.buy.fx.ask, gap.sell.fx.bid, gap.bridge
+    if bridge is not None:
+        if gap.bridge_side == "buy":
+            spent = bridge.best_ask * bridge.fx.ask
+        else:
+            received = bridge.best_bid * bridge.fx.bid
+    return spent, received

@@ -1,163 +1,122 @@
-"""One opportunity to one decision, reason by reason; the models are a real endpoint of the test's own."""
+"""One opportunity to one decision, reason by reason: everything real but the models and the clock."""
 
 import asyncio
-import json
+from decimal import Decimal
 
 import pytest
 
-from services.decider import llm
-from services.decider.decide import Decider, Models, Newest
-from shared.messages import decode
-from shared.settings import Settings
+from services.decider.decide import Newest
+from services.decider.judge import Terms
+from shared.settings import Candidate
+from shared.weights import Entry, Weights
+from tests.decider.conftest import NOW_NS, role_answer
 
 MS = 1_000_000
-ANSWERS = {
-    "sentiment": {"p_edge": 0.8, "view": "buy", "veto": False, "volatility": 0.0, "code": "OK", "note": ""},
-    "risk": {"p_edge": 0.8, "view": "hold", "veto": False, "volatility": 0.0, "code": "OK", "note": ""},
-    "volatility": {"p_edge": 0.8, "view": "hold", "veto": False, "volatility": 0.1, "code": "OK", "note": ""},
-}
+ROLES = ("sentiment", "risk", "volatility")
 
 
-class Clock:
-    def __init__(self, now_ns: int) -> None:
-        self.now_ns = now_ns
-
-    def __call__(self) -> int:
-        return self.now_ns
+def outcomes(decision):
+    return [record.outcome for record in decision.roles]
 
 
-@pytest.fixture
-def answers(monkeypatch):
-    """What each role's model does: a dict of answer fields, an outcome code, or a coroutine function."""
-    scripted = {role: dict(answer) for role, answer in ANSWERS.items()}
-    calls: list[str] = []
-
-    async def ask(client, name, model, system, user):
-        role = json.loads(user)["role"]
-        calls.append(role)
-        what = scripted[role]
-        if callable(what):
-            what = await what()
-        if isinstance(what, str):
-            return llm.CallResult(what, http=500)
-        answer = llm.RoleAnswer.model_validate(what)
-        return llm.CallResult("ok", answer, 200, usage=None)
-
-    monkeypatch.setattr(llm, "ask", ask)
-    return scripted, calls
-
-
-KEYS = {"OPENAI_API_KEY": "k", "GEMINI_API_KEY": "k", "DEEPSEEK_API_KEY": "k"}
-
-
-def decider(configured: Settings, clock: Clock, environ=KEYS, **changes) -> tuple[Decider, Newest]:
-    settings = configured.model_copy(update={"decider": configured.decider.model_copy(update=changes)})
-    newest = Newest()
-    return Decider(settings, Models(settings, environ), newest, clock), newest
-
-
-async def decided(configured, opportunity, now_ns, environ=KEYS, **changes):
-    judge, newest = decider(configured, Clock(now_ns), environ, **changes)
-    newest.take(opportunity)
-    decision = await judge.decide(opportunity)
-    assert decode(decision.encode()) == decision, "I6: finite, valid JSON"
-    return decision
-
-
-async def test_three_good_answers_execute(configured, opportunity, now_ns, answers):
-    decision = await decided(configured, opportunity(), now_ns, threshold=900)
+async def test_three_good_answers_execute(workbench, opportunity):
+    decision = await workbench(threshold=900).decide(opportunity())
     assert (decision.outcome, decision.mode, decision.reason) == ("execute", "full", "score")
     assert (decision.score.low, decision.score.high) == (1000, 1000)
-    assert [record.outcome for record in decision.roles] == ["ok", "ok", "ok"]
+    assert outcomes(decision) == ["ok", "ok", "ok"]
     assert decision.panel.cost_usd > 0
     assert decision.panel.cost_usd == sum(record.cost_usd for record in decision.roles)
     assert decision.p_edge == 0.8
 
 
-async def test_the_id_depends_on_the_opportunity_and_the_panel_only(configured, opportunity, now_ns, answers):
-    first = await decided(configured, opportunity(), now_ns)
-    later = await decided(configured, opportunity(net_bps="40"), now_ns + 5)
-    other_panel = await decided(configured, opportunity(), now_ns, threshold=700)
-    assert first.decision_id == later.decision_id != other_panel.decision_id
+async def test_the_id_depends_on_the_opportunity_and_the_panel_only(workbench, opportunity):
+    first = await workbench().decide(opportunity())
+    later = workbench()
+    later.clock.now_ns += 5
+    assert (await later.decide(opportunity(net_bps="40"))).decision_id == first.decision_id
+    assert (await workbench(threshold=700).decide(opportunity())).decision_id != first.decision_id
     assert len(first.decision_id) == 32
 
 
 @pytest.mark.parametrize(
     ("changes", "outcome", "reason"),
     [
-        ({"expires_ns": 1_795_000_000_000_000_000}, "hold", "expired"),
-        ({"detected_ns": 1_795_000_000_000_000_000 - 3_001 * MS}, "hold", "too_old"),
+        ({"expires_ns": NOW_NS}, "hold", "expired"),
+        ({"detected_ns": NOW_NS - 3_001 * MS}, "hold", "too_old"),
         ({"phase": "closed"}, "hold", "closed"),
         ({"net_bps": "4.9"}, "hold", "rules"),
         ({"net_bps": "200.1"}, "reject", "rules"),
         ({"size": "0"}, "reject", "rules"),
         ({"profit_usd": "0"}, "reject", "rules"),
         ({"notional_usd": "50000.01"}, "reject", "rules"),
-        ({"expires_ns": 1_795_000_000_000_000_000 + 349 * MS}, "hold", "no_time"),
+        ({"expires_ns": NOW_NS + 349 * MS}, "hold", "no_time"),
     ],
 )
-async def test_without_a_call_it_is_said_why(configured, opportunity, now_ns, answers, changes, outcome, reason):
-    decision = await decided(configured, opportunity(**changes), now_ns)
+async def test_without_a_call_it_is_said_why(workbench, opportunity, changes, outcome, reason):
+    bench = workbench()
+    decision = await bench.decide(opportunity(**changes))
     assert (decision.outcome, decision.mode, decision.reason) == (outcome, "rules_only", reason)
-    assert answers[1] == []
+    assert bench.models.asked == []
     assert decision.panel.cost_usd == 0
 
 
-async def test_a_leg_that_is_silent_or_skewed_holds(configured, opportunity, now_ns, answers):
+async def test_a_leg_that_is_silent_or_skewed_holds(workbench, opportunity):
     leg = opportunity().buy.model_dump() | {"alive_age_ms": 2001}
-    decision = await decided(configured, opportunity(buy=leg), now_ns, max_skew_ms=1000)
+    decision = await workbench(max_skew_ms=1000).decide(opportunity(buy=leg))
     assert (decision.outcome, decision.rules.codes) == ("hold", ["silent", "skew"])
 
 
-async def test_a_name_outside_the_settings_is_rejected_unasked(configured, opportunity, now_ns, answers):
+async def test_a_name_outside_the_settings_is_rejected_unasked(workbench, opportunity):
+    bench = workbench()
     leg = opportunity().buy.model_dump() | {"exchange": "mtgox"}
-    decision = await decided(configured, opportunity(buy=leg), now_ns)
+    decision = await bench.decide(opportunity(buy=leg))
     assert (decision.outcome, decision.reason) == ("reject", "unknown_name")
-    assert answers[1] == []
+    assert bench.models.asked == []
 
 
-async def test_without_keys_rules_only_holds_unless_told_otherwise(configured, opportunity, now_ns, answers):
-    decision = await decided(configured, opportunity(), now_ns, environ={})
-    assert (decision.outcome, decision.mode, decision.reason) == ("hold", "rules_only", "no_keys")
-    decision = await decided(configured, opportunity(), now_ns, environ={}, rules_only_may_execute=True)
-    assert (decision.outcome, decision.mode, decision.reason) == ("execute", "rules_only", "rules")
+async def test_without_keys_rules_only_holds_unless_told_otherwise(workbench, opportunity):
+    for may, expected in ((False, ("hold", "rules_only", "no_keys")), (True, ("execute", "rules_only", "rules"))):
+        bench = workbench(rules_only_may_execute=may)
+        bench.models.keys.clear()
+        bench.decider._keys = False
+        decision = await bench.decide(opportunity())
+        assert (decision.outcome, decision.mode, decision.reason) == expected
 
 
-async def test_a_role_without_key_abstains(configured, opportunity, now_ns, answers):
-    decision = await decided(
-        configured, opportunity(), now_ns, environ={"OPENAI_API_KEY": "k", "GEMINI_API_KEY": "k"}, threshold=800
-    )
+async def test_a_role_without_key_abstains(workbench, opportunity, configured):
+    bench = workbench(threshold=800)
+    bench.models.keys.discard(configured.roles["volatility"].provider)
+    decision = await bench.decide(opportunity())
     assert (decision.outcome, decision.mode, decision.reason) == ("execute", "partial", "score")
-    assert [record.outcome for record in decision.roles] == ["ok", "ok", "skipped:disabled"]
+    assert outcomes(decision) == ["ok", "ok", "skipped:disabled"]
 
 
-async def test_without_money_no_model_is_asked(configured, opportunity, now_ns, answers):
-    decision = await decided(configured, opportunity(), now_ns, max_minute_usd=0)
+async def test_without_money_no_model_is_asked(workbench, opportunity):
+    bench = workbench(max_minute_usd=Decimal(0))
+    decision = await bench.decide(opportunity())
     assert (decision.outcome, decision.mode, decision.reason) == ("hold", "rules_only", "budget")
-    assert answers[1] == []
+    assert bench.models.asked == []
 
 
 @pytest.mark.parametrize("failure", ["server", "network", "invalid", "auth", "rate_limited", "bad_request", "unsure"])
-async def test_failed_models_abstain_and_never_execute(configured, opportunity, now_ns, answers, failure):
-    answers[0].update(dict.fromkeys(ANSWERS, failure))
-    decision = await decided(configured, opportunity(), now_ns)
+async def test_failed_models_abstain_and_never_execute(workbench, opportunity, failure):
+    decision = await workbench(models=dict.fromkeys(ROLES, failure)).decide(opportunity())
     assert (decision.outcome, decision.reason) == ("hold", "risk_absent")
     assert all(record.answer is None for record in decision.roles)
     assert decision.p_edge is None
 
 
-async def test_a_veto_rejects(configured, opportunity, now_ns, answers):
-    answers[0]["risk"]["veto"] = True
-    decision = await decided(configured, opportunity(), now_ns)
+async def test_a_veto_rejects(workbench, opportunity):
+    decision = await workbench(models={"risk": role_answer(veto=True)}).decide(opportunity())
     assert (decision.outcome, decision.reason) == ("reject", "veto")
 
 
-async def test_a_model_that_hangs_is_late_and_the_decision_on_time(configured, opportunity, now_ns, answers):
-    async def hang():
-        await asyncio.sleep(60)
+async def hang():
+    await asyncio.sleep(60)
 
-    answers[0]["risk"] = hang
-    decision = await decided(configured, opportunity(), now_ns, panel_deadline_ms=400)
+
+async def test_a_model_that_hangs_is_late_and_the_decision_on_time(workbench, opportunity):
+    decision = await workbench(models={"risk": hang}, panel_deadline_ms=400).decide(opportunity())
     assert (decision.outcome, decision.mode, decision.reason) == ("hold", "partial", "deadline")
     risk = decision.roles[1]
     assert risk.outcome == "late"
@@ -170,55 +129,195 @@ async def test_a_model_that_hangs_is_late_and_the_decision_on_time(configured, o
         ({"phase": "closed"}, 10, "closed"),
         ({"net_bps": "1"}, 10, "edge_gone"),
         ({}, 2_100, "silent"),
-        ({"expires_ns": 1_795_000_000_000_000_000 + 1000 * MS}, 1_500, "expired"),
+        ({"expires_ns": NOW_NS + 1000 * MS}, 1_500, "expired"),
     ],
 )
-async def test_the_last_check_uses_what_came_while_the_models_thought(
-    configured, opportunity, now_ns, answers, newer, later_ms, reason
-):
-    clock = Clock(now_ns)
-    judge, newest = decider(configured, clock)
-    newest.take(opportunity())
+async def test_the_last_check_uses_what_came_while_the_models_thought(workbench, opportunity, newer, later_ms, reason):
+    bench = workbench()
 
     async def meanwhile():
-        clock.now_ns = now_ns + later_ms * MS
+        bench.clock.now_ns = NOW_NS + later_ms * MS
         if newer:
-            newest.take(
-                opportunity(
-                    phase=newer.get("phase", "updated"),
-                    detected_ns=now_ns + 5 * MS,
-                    **{k: v for k, v in newer.items() if k != "phase"},
-                )
-            )
-        return ANSWERS["risk"]
+            bench.newest.take(opportunity(**{"phase": "updated", "detected_ns": NOW_NS + 5 * MS, **newer}))
+        return role_answer()
 
-    answers[0]["risk"] = meanwhile
-    decision = await judge.decide(opportunity())
+    bench.models.scripts[bench.models.roles["risk"]] = meanwhile
+    decision = await bench.decide(opportunity())
     assert (decision.outcome, decision.reason) == ("hold", reason)
 
 
-async def test_a_provider_that_asked_us_to_wait_is_left_alone(configured, opportunity, now_ns, answers, monkeypatch):
-    judge, _ = decider(configured, Clock(now_ns))
-    calls = []
+async def test_the_kill_switch_stops_calls_and_executions(workbench, opportunity, tmp_path):
+    switch = tmp_path / "stop"
+    bench = workbench(kill_switch=switch)
 
-    async def ask(client, name, model, system, user):
-        calls.append(name)
-        return llm.CallResult("rate_limited", http=429, retry_after_s=30.0)
+    async def switched():
+        switch.touch()
+        return role_answer()
 
-    monkeypatch.setattr(llm, "ask", ask)
-    first = await judge.decide(opportunity())
-    second = await judge.decide(opportunity(opportunity_id="b" * 32))
-    assert len(calls) == 3
-    assert {record.outcome for record in first.roles} == {"rate_limited"}
-    assert {record.outcome for record in second.roles} == {"skipped:not_before"}
+    bench.models.scripts[bench.models.roles["risk"]] = switched
+    decision = await bench.decide(opportunity())
+    assert (decision.outcome, decision.reason, decision.mode) == ("hold", "kill_switch", "full")
+    asked = len(bench.models.asked)
+    decision = await bench.decide(opportunity(opportunity_id="b" * 32))
+    assert (decision.outcome, decision.reason, decision.mode) == ("hold", "kill_switch", "rules_only")
+    assert len(bench.models.asked) == asked
+    switch.unlink()
+    bench.models.scripts[bench.models.roles["risk"]] = role_answer()
+    assert (await bench.decide(opportunity(opportunity_id="c" * 32))).outcome == "execute"
+
+
+async def test_a_provider_that_asked_us_to_wait_is_left_alone(workbench, opportunity):
+    bench = workbench(models=dict.fromkeys(ROLES, "rate_limited"))
+    first = await bench.decide(opportunity())
+    second = await bench.decide(opportunity(opportunity_id="b" * 32))
+    assert len(bench.models.asked) == 3
+    assert set(outcomes(first)) == {"rate_limited"}
+    assert set(outcomes(second)) == {"skipped:not_before"}
     assert second.outcome == "hold"
 
 
-def test_newest_keeps_the_latest_and_forgets_the_oldest(opportunity, now_ns):
+# ------------------------------------------------ one question at a time, and not the same one twice
+
+
+async def test_the_same_gap_again_within_a_moment_uses_the_same_answers(workbench, opportunity):
+    bench = workbench(verdict_ttl_ms=3_000)
+    first = await bench.decide(opportunity())
+    bench.clock.now_ns += 2_000 * MS
+    fresh = {"opened_ns": bench.clock.now_ns - MS, "detected_ns": bench.clock.now_ns - MS}
+    again = await bench.decide(opportunity(opportunity_id="b" * 32, **fresh))
+    assert (again.outcome, again.mode, again.cached_from) == ("execute", "cached", first.decision_id)
+    assert again.panel.cost_usd == 0, "paid for already"
+    assert len(bench.models.asked) == 3
+    other_numbers = await bench.decide(opportunity(opportunity_id="c" * 32, net_bps="60", **fresh))
+    assert other_numbers.mode == "full"
+    bench.clock.now_ns += 3_001 * MS
+    fresh = {"opened_ns": bench.clock.now_ns - MS, "detected_ns": bench.clock.now_ns - MS}
+    late = await bench.decide(opportunity(opportunity_id="d" * 32, expires_ns=bench.clock.now_ns + 5_000 * MS, **fresh))
+    assert late.mode == "full"
+
+
+async def test_answers_of_a_panel_in_which_something_failed_are_not_used_again(workbench, opportunity):
+    bench = workbench(models={"volatility": "server"}, threshold=500)
+    assert (await bench.decide(opportunity())).mode == "partial"
+    bench.models.scripts[bench.models.roles["volatility"]] = role_answer()
+    again = await bench.decide(opportunity(opportunity_id="b" * 32))
+    assert again.mode != "cached"
+
+
+async def test_what_was_superseded_while_it_waited_is_not_asked_about(workbench, opportunity):
+    bench = workbench(panel_deadline_ms=1_000)
+    release = asyncio.Event()
+
+    async def wait():
+        await release.wait()
+        return role_answer()
+
+    for role in ROLES:
+        bench.models.scripts[bench.models.roles[role]] = wait
+    flown, waiting, newer = (
+        opportunity(opportunity_id=letter * 32, opened_ns=NOW_NS - 100 * MS + n) for n, letter in enumerate("abc")
+    )
+    bench.newest.take(flown)
+    first = asyncio.create_task(bench.decide(flown))
+    while len(bench.models.asked) < 3:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    second = asyncio.create_task(bench.decide(waiting))
+    await asyncio.sleep(0)
+    bench.newest.take(newer)
+    release.set()
+    assert (await first).outcome == "execute"
+    found = await second
+    assert (found.outcome, found.reason) == ("hold", "superseded")
+    assert len(bench.models.asked) == 3, "single flight: nobody else was asked meanwhile"
+
+
+async def test_no_more_panels_than_allowed_run_at_once(workbench, opportunity):
+    bench = workbench(max_panels_in_flight=2)
+    running, most = 0, 0
+
+    async def count():
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0.01)
+        running -= 1
+        return role_answer()
+
+    bench.models.scripts[bench.models.roles["risk"]] = count
+
+    def about(base, n):
+        legs = {side: getattr(opportunity(), side).model_dump() for side in ("buy", "sell")}
+        legs["buy"]["symbol"], legs["sell"]["symbol"] = f"{base}-USDT", f"{base}-USD"
+        return opportunity(opportunity_id=f"{n:032x}", base=base, **legs)
+
+    coins = ["BTC", "ETH", "SOL"]
+    found = await asyncio.gather(*(bench.decide(about(base, n)) for n, base in enumerate(coins)))
+    assert {decision.reason for decision in found} == {"score"}
+    assert most == 2
+
+
+def test_newest_keeps_the_latest_and_forgets_the_oldest(opportunity):
     newest = Newest(most=2)
-    newest.take(opportunity(opportunity_id="1", phase="closed", detected_ns=now_ns))
-    newest.take(opportunity(opportunity_id="1", phase="updated", detected_ns=now_ns - 1))
-    assert newest.get("1").phase == "closed"
+    first, later = opportunity(opportunity_id="1", phase="closed"), opportunity(opportunity_id="1", phase="updated")
+    newest.take(first)
+    newest.take(later.model_copy(update={"detected_ns": first.detected_ns - 1}))
+    assert newest.get(later).phase == "closed"
     newest.take(opportunity(opportunity_id="2"))
     newest.take(opportunity(opportunity_id="3"))
-    assert newest.get("1") is None
+    assert newest.get(later) is later, "forgotten: the message itself"
+
+
+async def test_a_case_keeps_the_terms_that_it_began_with(workbench, opportunity, configured):
+    """Other weights come while models think: what stands under the old terms need not stand under the new ones."""
+    bench = workbench(verdict_ttl_ms=60_000)
+    entries = [
+        Entry(
+            role=role,
+            model=chosen.model,
+            prompt_version=chosen.prompt,
+            n=500,
+            base_rate=0.5,
+            brier=0.25,
+            bss=0.1,
+            weight=0.1,
+            calibration=[(0.0, 0.1), (1.0, 0.2)],
+        )
+        for role, chosen in configured.roles.items()
+    ]
+    weights = Weights(entries=entries, horizon_ms=1000, since_ns=0, until_ns=1, made_ns=1)
+    pessimistic = Terms.of(bench.desk.settings, weights)
+    before = bench.decider.terms
+
+    async def meanwhile():
+        bench.decider.change(pessimistic)
+        return role_answer()
+
+    bench.models.scripts[bench.models.roles["risk"]] = meanwhile
+    bench.newest.take(opportunity())
+    decision = bench.decider.conclude(await bench.decider.consider(opportunity()))
+    assert (decision.outcome, decision.panel.version) == ("execute", before.version)
+    later = await bench.decide(opportunity(opportunity_id="b" * 32))
+    assert (later.outcome, later.reason, later.mode) == ("hold", "p_low", "full"), "asked anew: no answer is reused"
+    assert later.panel.version == pessimistic.version
+
+
+# ------------------------------------------------ shadow
+
+
+async def test_a_candidate_in_shadow_is_asked_after_the_decision_and_counts_nowhere(workbench, opportunity, configured):
+    candidate = Candidate(provider="openai", model="gpt-5.4-mini", stage="shadow", share=1.0)
+    risk = configured.roles["risk"].model_copy(update={"candidate": candidate})
+    bench = workbench(configured.model_copy(update={"roles": {**configured.roles, "risk": risk}}))
+    bench.models.scripts["gpt-5.4-mini"] = role_answer(veto=True)
+    bench.newest.take(opportunity())
+    case = await bench.decider.consider(opportunity())
+    decision = bench.decider.conclude(case)
+    assert decision.outcome == "execute"
+    assert bench.decider.shadowed(case) == ["risk"]
+    before = bench.desk.budget.spent(NOW_NS)
+    shadow = await bench.decider.shadow(case, decision, "risk")
+    assert (shadow.call.via, shadow.call.model_asked, shadow.call.answer.veto) == ("shadow", "gpt-5.4-mini", True)
+    assert shadow.call.role == "risk"
+    after = bench.desk.budget.spent(NOW_NS)
+    assert after.shadow.spent > before.shadow.spent
+    assert after.day.spent == before.day.spent, "a budget of its own"

@@ -1,180 +1,349 @@
-"""Calls against a hostile provider on the loopback interface: always a value, never in the log."""
+"""Calls of models: what goes over the wire to each provider, and which outcome each reply has."""
 
 import asyncio
-import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import logging
 
 import pytest
 import structlog
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from services.decider import llm
-from services.decider.prompt import SYSTEM
-from shared import settings
+from services.decider.prompt import SCHEMA
+from shared import secrets, settings
+from tests.decider import hostile
+from tests.decider.hostile import GOOD, KEY, OK, Hostile, answer, cut_off, http, reply
 
-GOOD = {"p_edge": 0.62, "view": "hold", "veto": False, "volatility": 0.0, "code": "OK", "note": "fine"}
-KEY = "sk-planted-secret-0123456789"
 CONFIGURED = settings.load()
+ROWS = CONFIGURED.models
+SYSTEM, USER = "Answer in json.", '{"role":"risk"}'
 
 
-def reply(content=None, finish="stop", **changes) -> bytes:
-    message = {"role": "assistant", "content": json.dumps(GOOD) if content is None else content}
-    message.update(changes.pop("message", {}))
-    body = {
-        "id": "x",
-        "object": "chat.completion",
-        "created": 1,
-        "model": "m-2026",
-        "system_fingerprint": "fp",
-        "choices": [{"index": 0, "message": message, "finish_reason": finish}],
-        "usage": {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15},
-        **changes,
-    }
-    return json.dumps(body).encode()
-
-
-def http(status: int, body: bytes, *headers: str, length: int | None = None) -> bytes:
-    size = len(body) if length is None else length
-    lines = [f"HTTP/1.1 {status} X", "content-type: application/json", f"content-length: {size}", *headers]
-    return ("\r\n".join(lines) + "\r\n\r\n").encode() + body
-
-
-@asynccontextmanager
-async def provider(answer: bytes | None, drip: bool = False) -> AsyncIterator[tuple[str, list[bytes]]]:
-    requests: list[bytes] = []
-
-    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            head = await reader.readuntil(b"\r\n\r\n")
-            size = int(
-                next(line.split(b":")[1] for line in head.lower().split(b"\r\n") if line.startswith(b"content-length"))
-            )
-            requests.append(head + await reader.readexactly(size))
-            if answer is not None and drip:
-                writer.write(answer.split(b"\r\n\r\n")[0] + b"\r\n\r\n")
-                while True:
-                    writer.write(b"\n")
-                    await writer.drain()
-                    await asyncio.sleep(0.02)
-            elif answer is not None:
-                writer.write(answer)
-                await writer.drain()
-            else:
-                await reader.read()
-        except (ConnectionError, asyncio.IncompleteReadError):
-            pass
-        finally:
-            writer.close()
-
-    async with await asyncio.start_server(handle, "127.0.0.1", 0) as server:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1", requests
+@pytest.fixture(autouse=True)
+def known_key():
+    secrets.register(SecretStr(KEY))
 
 
 async def ask(base_url: str, name: str = "gemini-3.5-flash-lite", timeout_s: float = 5.0) -> llm.CallResult:
     client = llm.make_client(base_url, SecretStr(KEY))
     try:
         async with asyncio.timeout(timeout_s):
-            return await llm.ask(client, name, CONFIGURED.models[name], SYSTEM["risk"], '{"role":"risk"}')
+            return await llm.ask(client, name, ROWS[name], ROWS[name].request, SYSTEM, USER)
     finally:
         await client.close()
+
+
+# ---------------------------------------------------------------- what comes back
 
 
 @pytest.mark.parametrize(
     ("raw", "outcome"),
     [
-        (http(200, reply()), "ok"),
-        (http(200, reply(json.dumps({**GOOD, "code": "UNSURE"}))), "unsure"),
-        (http(200, b'{"error":{"message":"no"}}'), "invalid"),
-        (http(200, b"<html>hello</html>"), "invalid"),
-        (http(200, b"null"), "invalid"),
-        (http(200, b"[]"), "invalid"),
-        (http(200, b""), "invalid"),
-        (http(200, reply(choices=[])), "invalid"),
-        (http(200, reply(choices=None)), "invalid"),
-        (http(200, reply("   ")), "invalid"),
+        (OK, "ok"),
+        (http(201, reply()), "ok"),
+        (http(200, reply(answer(code="UNSURE"))), "unsure"),
         (http(200, reply('{"p_edge":"0.9"}')), "invalid"),
-        (http(200, reply(json.dumps(GOOD).replace("0.62", "1e999"))), "invalid"),
-        (http(200, reply(finish="length")), "invalid"),
-        (http(200, reply(finish="content_filter")), "invalid"),
-        (http(200, reply(message={"content": None, "refusal": "no"})), "invalid"),
-        (http(200, reply(usage={"prompt_tokens": -5, "completion_tokens": 10**15, "total_tokens": 0})), "ok"),
-        (http(200, reply(usage=None)), "ok"),
-        (http(200, b'{"id":', length=900), "network"),
+        (http(200, reply(finish="content_filter")), "content_filter"),
+        (http(200, reply(message={"content": None, "refusal": "no"})), "refusal"),
+        (cut_off(http(200, b'{"id":', length=900)), "network"),
+        (http(301, b"", "location: http://127.0.0.1:9/elsewhere"), "bad_request"),
+        (http(304, b""), "bad_request"),
         (http(307, b"", "location: http://127.0.0.1:9/elsewhere"), "bad_request"),
+        (http(308, b"", "location: http://127.0.0.1:9/elsewhere"), "bad_request"),
         (http(400, b'{"error":{"message":"bad"}}'), "bad_request"),
         (http(401, b'{"error":{"code":"invalid_api_key"}}'), "auth"),
-        (http(403, b""), "auth"),
         (http(402, b""), "quota"),
+        (http(402, b'{"error":{"message":"Insufficient Balance"}}'), "quota"),
+        (http(403, b""), "auth"),
         (http(404, b""), "bad_request"),
         (http(408, b""), "server"),
+        (http(409, b""), "server"),
+        (http(422, b""), "bad_request"),
         (http(429, b'{"error":{"code":"insufficient_quota"}}'), "quota"),
+        (http(429, b'{"error":{"message":"Insufficient Balance"}}'), "quota"),
         (http(429, b'{"error":{"message":"slow down"}}', "retry-after: 2.5"), "rate_limited"),
+        (http(429, b"", "retry-after: soon"), "rate_limited"),
         (http(500, b"oops"), "server"),
         (http(503, b'{"error":{"message":"all channels busy","type":"one_api_error"}}'), "server"),
+        (http(529, b""), "server"),
     ],
 )
 async def test_each_answer_has_its_outcome(raw, outcome):
-    async with provider(raw) as (base_url, requests):
-        result = await ask(base_url)
+    async with Hostile([raw]) as server:
+        result = await ask(server.base_url)
     assert result.outcome == outcome
     assert result.answered() is (outcome == "ok")
-    assert len(requests) == 1, "one call, no retry, no redirect followed"
+    assert result.billed() is (result.http is not None and result.http < 300), "a refusal costs money, a 500 none"
+    assert result.retry_after_s == (2.5 if raw.__class__ is bytes and b"2.5" in raw else None)
+    assert len(server.requests) == 1, "one call, no retry, no redirect followed"
 
 
 async def test_a_good_answer_is_kept_with_what_the_provider_said_of_itself():
-    async with provider(http(200, reply(), "x-request-id: req-7")) as (base_url, requests):
-        result = await ask(base_url)
+    async with Hostile([http(200, reply(), "x-request-id: req-7")]) as server:
+        result = await ask(server.base_url)
     assert result.answer is not None
-    assert (result.answer.p_edge, result.request_id, result.model_reported, result.fingerprint) == (
-        0.62,
-        "req-7",
-        "m-2026",
-        "fp",
-    )
-    head, _, body = requests[0].partition(b"\r\n\r\n")
-    sent = json.loads(body)
-    assert sent["max_tokens"] == 120
-    assert sent["response_format"]["type"] == "json_schema"
-    assert sent["reasoning_effort"] == "minimal"
-    assert b"openai-organization" not in head.lower()
+    assert result.answer.model_dump() == GOOD
+    assert (result.http, result.request_id, result.model_reported, result.fingerprint) == (200, "req-7", "m-2026", "fp")
+    assert result.usage == llm.Usage(10, 5, 15)
+    assert result.raw == answer()
+    assert result.raw_sha256 == hostile.sha256(answer())
 
 
-async def test_each_model_is_asked_the_way_its_row_says():
-    async with provider(http(200, reply())) as (base_url, requests):
-        await ask(base_url, "deepseek-flash")
-        await ask(base_url, "gpt-6-luna")
-    deepseek, luna = (json.loads(request.partition(b"\r\n\r\n")[2]) for request in requests)
-    assert deepseek["response_format"] == {"type": "json_object"}
-    assert deepseek["thinking"] == {"type": "disabled"}
-    assert "max_completion_tokens" in luna
-    assert "max_tokens" not in luna
+@pytest.mark.parametrize(
+    ("usage", "known"),
+    [
+        (
+            {"prompt_tokens": 10, "total_tokens": 12, "prompt_tokens_details": {"cached_tokens": 4}},
+            llm.Usage(prompt_tokens=10, total_tokens=12, prompt_tokens_details=llm.CachedTokens(4)),
+        ),
+        (
+            {"completion_tokens": 3, "prompt_cache_hit_tokens": 7},
+            llm.Usage(completion_tokens=3, prompt_cache_hit_tokens=7),
+        ),
+        ({"prompt_tokens": True, "completion_tokens": 5.0}, llm.Usage()),
+    ],
+)
+async def test_usage_is_read_from_where_each_provider_puts_it(usage, known):
+    async with Hostile([http(200, reply(usage=usage))]) as server:
+        result = await ask(server.base_url)
+    assert result.usage == known
 
 
-@pytest.mark.parametrize("drip", [False, True])
-async def test_one_that_never_answers_costs_no_more_than_the_callers_time(drip):
-    async with provider(http(200, b"", length=10_000) if drip else None, drip=drip) as (base_url, _):
-        with pytest.raises(TimeoutError):
-            await ask(base_url, timeout_s=0.3)
+async def test_the_request_id_of_deepseek_has_another_name():
+    async with Hostile([http(200, reply(), "x-ds-trace-id: t-1")]) as server:
+        assert (await ask(server.base_url)).request_id == "t-1"
+
+
+async def test_text_that_is_no_answer_is_kept_for_the_audit_cut_and_hashed_in_whole():
+    said = "ab\u00e9" * 3000
+    page = b"<html>" + b"x" * 9000
+    async with Hostile([http(200, reply(said)), http(200, page), http(500, b"out of order")]) as server:
+        wordy, html, failed = [await ask(server.base_url) for _ in range(3)]
+    assert wordy.raw == said.encode()[:4096].decode(errors="ignore")
+    assert wordy.raw_sha256 == hostile.sha256(said)
+    assert html.raw == page.decode()[:4096]
+    assert html.raw_sha256 == hostile.sha256(page.decode())
+    assert (failed.raw, failed.raw_sha256) == ("out of order", hostile.sha256("out of order"))
+
+
+async def test_a_key_across_the_cut_leaves_no_half_of_it():
+    said = "x" * 4090 + KEY
+    async with Hostile([http(200, reply(said))]) as server:
+        result = await ask(server.base_url)
+    assert result.raw == "x" * 4090 + "[key]"
+    assert result.raw_sha256 == hostile.sha256(said)
+
+
+async def test_an_answer_that_takes_longer_than_the_models_slow_ms_counts_and_is_slow():
+    async def later(exchange: hostile.Exchange) -> None:
+        await asyncio.sleep(0.03)
+        await exchange.send(OK)
+
+    model = ROWS["gpt-6-luna"].model_copy(update={"slow_ms": 20})
+    async with Hostile([later]) as server:
+        client = llm.make_client(server.base_url, SecretStr(KEY))
+        result = await llm.ask(client, "m", model, {}, SYSTEM, USER)
+        await client.close()
+    assert (result.outcome, result.answered()) == ("slow", True)
+    assert result.latency_ms >= 30
 
 
 async def test_nobody_there_is_a_network_failure():
     result = await ask("http://127.0.0.1:9/v1")
-    assert result.outcome == "network"
+    assert (result.outcome, result.http, result.billed()) == ("network", None, False)
+
+
+async def test_one_whose_name_does_not_exist_is_a_network_failure():
+    assert (await ask("http://nobody.invalid/v1")).outcome == "network"
+
+
+async def test_a_request_that_cannot_be_written_is_no_exception():
+    async with Hostile() as server:
+        client = llm.make_client(server.base_url, SecretStr(KEY))
+        result = await llm.ask(client, "m", ROWS["gpt-6-luna"], {"odd": object()}, SYSTEM, "\ud800")
+        await client.close()
+    assert result.outcome == "invalid"
+    assert server.requests == []
 
 
 async def test_i7_the_key_is_in_no_log_and_no_result():
-    with structlog.testing.capture_logs() as logs:
-        for raw in (
-            http(401, b'{"error":{"message":"Incorrect API key provided: ' + KEY.encode() + b'"}}'),
-            http(200, b"x"),
-            http(500, KEY.encode()),
-        ):
-            async with provider(raw) as (base_url, requests):
-                result = await ask(base_url)
-            assert KEY.encode() in requests[0], "it was sent"
-            assert KEY not in repr(result)
-    assert KEY not in repr(logs)
+    async with Hostile([hostile.echo, http(200, b"x"), http(500, KEY.encode())]) as server:
+        with structlog.testing.capture_logs() as logs:
+            results = [await ask(server.base_url) for _ in range(3)]
+    assert all(request.header("authorization") == f"Bearer {KEY}" for request in server.requests), "it was sent"
+    assert KEY not in repr(results) + repr(logs)
+
+
+async def test_the_libraries_are_silent_even_if_their_variable_asks_for_all(caplog, monkeypatch):
+    monkeypatch.setenv("OPENAI_LOG", "debug")
+    logging.getLogger("openai").setLevel(logging.DEBUG)
+    caplog.set_level(logging.DEBUG)
+    async with Hostile([OK]) as server:
+        await ask(server.base_url)
+    assert not caplog.records
+
+
+# ---------------------------------------------------------------- the list of models
+
+
+@pytest.mark.parametrize(
+    ("raw", "listing"),
+    [
+        (hostile.listed("a", "models/b"), llm.Listing("ok", frozenset({"a", "b"}), 200)),
+        (hostile.listed(), llm.Listing("ok", frozenset(), 200)),
+        (http(200, b'{"data":[null,{"id":5},{"id":"a"},{}]}'), llm.Listing("ok", frozenset({"a"}), 200)),
+        (http(200, b'{"data":{}}'), llm.Listing("invalid", None, 200)),
+        (http(200, b"<html>"), llm.Listing("invalid", None, 200)),
+        (http(401, b""), llm.Listing("auth", None, 401)),
+        (http(404, b""), llm.Listing("bad_request", None, 404)),
+        (cut_off(http(200, b"{", length=90)), llm.Listing("network", None, 200)),
+        (hostile.gigabytes, llm.Listing("invalid", None, 200)),
+    ],
+)
+async def test_listing(raw, listing):
+    async with Hostile(listing=raw) as server:
+        client = llm.make_client(server.base_url, SecretStr(KEY))
+        assert await llm.list_models(client) == listing
+        await client.close()
+
+
+async def test_a_long_list_is_read_where_an_answer_of_that_size_would_not_be():
+    names = [f"model-{number:06}" for number in range(15_000)]
+    async with Hostile(listing=hostile.listed(*names)) as server:
+        client = llm.make_client(server.base_url, SecretStr(KEY))
+        assert (await llm.list_models(client)).names == frozenset(names)
+        await client.close()
+
+
+# ---------------------------------------------------------------- what goes out
+
+PLAIN = {"model", "messages", "n", "response_format"}
+STRICT = {"type": "json_schema", "json_schema": SCHEMA}
+OBJECT = {"type": "json_object"}
+ENVIRONMENT = {
+    "OPENAI_API_KEY": "sk-of-the-environment-000",
+    "OPENAI_ADMIN_KEY": "sk-admin-of-the-environment",
+    "OPENAI_ORG_ID": "org-environment",
+    "OPENAI_PROJECT_ID": "proj-environment",
+    "OPENAI_BASE_URL": "http://127.0.0.1:9/of-the-environment",
+    "OPENAI_CUSTOM_HEADERS": "X-Environment: yes\nauthorization: Bearer environment",
+    "OPENAI_WEBHOOK_SECRET": "whsec-environment",
+    "HTTP_PROXY": "http://127.0.0.1:9",
+    "http_proxy": "http://127.0.0.1:9",
+    "ALL_PROXY": "http://127.0.0.1:9",
+}
+
+
+@pytest.mark.parametrize(
+    ("provider", "base_path", "model", "path", "fields"),
+    [
+        (
+            "openai",
+            "/v1",
+            "gpt-6-luna",
+            "/v1/chat/completions",
+            {"max_completion_tokens": 160, "reasoning_effort": "none", "response_format": STRICT},
+        ),
+        (
+            "openai",
+            "/v1",
+            "gpt-4.1",
+            "/v1/chat/completions",
+            {"max_tokens": 160, "temperature": 0, "response_format": STRICT},
+        ),
+        (
+            "gemini",
+            "/v1beta/openai/",
+            "gemini-3.5-flash-lite",
+            "/v1beta/openai/chat/completions",
+            {"max_tokens": 160, "reasoning_effort": "minimal", "response_format": STRICT},
+        ),
+        (
+            "deepseek",
+            "",
+            "deepseek-flash",
+            "/chat/completions",
+            {"max_tokens": 160, "temperature": 0, "thinking": {"type": "disabled"}, "response_format": OBJECT},
+        ),
+        (
+            "gateway",
+            "/v1",
+            "the-gateways-own-name",
+            "/v1/chat/completions",
+            {"max_tokens": 160, "temperature": 0, "thinking": {"type": "disabled"}, "response_format": OBJECT},
+        ),
+        (
+            "custom",
+            "/a/path%20of/its/own/",
+            "gpt-6-luna",
+            "/a/path%20of/its/own/chat/completions",
+            {"max_completion_tokens": 160, "reasoning_effort": "none", "response_format": STRICT},
+        ),
+    ],
+)
+async def test_what_goes_over_the_wire(provider, base_path, model, path, fields, monkeypatch):
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    row = ROWS["deepseek-flash"] if provider == "gateway" else ROWS[model]
+    async with Hostile() as server:
+        client = llm.make_client(server.origin + base_path, SecretStr(KEY))
+        result = await llm.ask(client, model, row, row.request, SYSTEM, USER)
+        await llm.list_models(client)
+        await client.close()
+    assert result.outcome == "ok"
+    sent, listing = server.requests
+    body = sent.json()
+    assert (sent.method, sent.path) == ("POST", path)
+    assert (listing.method, listing.path) == ("GET", path.removesuffix("chat/completions") + "models")
+    assert set(body) == PLAIN | set(fields), "and nothing else: no seed, no temperature, no stream, no tools"
+    assert {name: body[name] for name in fields} == fields
+    assert body["model"] == model
+    assert body["n"] == 1
+    assert body["messages"] == [{"role": "system", "content": SYSTEM}, {"role": "user", "content": USER}]
+    for request in server.requests:
+        named = [name for name, _ in request.headers if not name.startswith("x-stainless-")]
+        expected = {"host", "accept", "accept-encoding", "authorization", "connection", "user-agent"}
+        assert set(named) == expected | ({"content-type", "content-length"} if request.method == "POST" else set())
+        assert len(named) == len(set(named))
+        assert request.header("authorization") == f"Bearer {KEY}"
+        assert request.header("accept-encoding") == "identity"
+        assert "nvironment" not in repr(request), "nothing is inherited"
+    assert sent.header("content-type") == "application/json"
+
+
+async def test_fields_of_a_models_request_go_out_as_they_stand_known_to_the_client_or_not():
+    request = {
+        "made_up": {"a": [1, None]},
+        "temperature": 0.5,
+        "stream": True,
+        "extra_body": {"of_the_body": 1},
+        "extra_headers": {"X-Title": "arbiter"},
+        "extra_query": {"version": "7"},
+    }
+    async with Hostile() as server:
+        client = llm.make_client(server.base_url, SecretStr(KEY))
+        result = await llm.ask(client, "m", ROWS["gpt-6-luna"], request, SYSTEM, USER)
+        await client.close()
+    sent = server.requests[0]
+    body = sent.json()
+    assert (body["made_up"], body["temperature"], body["of_the_body"]) == ({"a": [1, None]}, 0.5, 1)
+    assert sent.header("x-title") == "arbiter"
+    assert sent.path == "/v1/chat/completions?version=7"
+    assert result.outcome == "ok", "even one that asks for a stream: the reply is what counts"
+
+
+async def test_cookies_are_not_kept():
+    async with Hostile([http(200, reply(), "set-cookie: who=you; Path=/")]) as server:
+        client = llm.make_client(server.base_url, SecretStr(KEY))
+        for _ in range(2):
+            await llm.ask(client, "m", ROWS["gpt-6-luna"], {}, SYSTEM, USER)
+        await client.close()
+    assert server.requests[1].header("cookie") is None
+    assert server.connections == 1, "one connection for both"
+
+
+# ---------------------------------------------------------------- how long to wait
 
 
 @pytest.mark.parametrize(
@@ -193,9 +362,33 @@ async def test_i7_the_key_is_in_no_log_and_no_result():
         ({}, {"retry_after": 4}, 4.0),
         ({}, [{"error": {"details": [{"@type": "x"}, {"retryDelay": "37s"}]}}], 37.0),
         ({}, {"error": {"details": [None]}}, None),
+        ({}, {"error": {"details": 7}}, None),
+        ({}, {"error": {"details": {"retryDelay": "1s"}}}, None),
+        ({}, {"error": {"retry_after": 10**400}}, None),
+        ({}, {"error": {"retry_after": True}}, None),
+        ({}, {"error": {"retry_after": "1e400"}}, None),
+        ({"retry-after": "soon", "llm_provider-retry-after-ms": "40"}, None, 0.04),
+        ({"retry-after": "Thu, 01 Jan 1970 00:01:40 -0000"}, None, 40.0),
+        ({"retry-after": "Thu, 01 Jan 1970 00:00:01 GMT"}, None, None),
+        ({"retry-after": "Thu, 99 Jan 1970 00:00:01 GMT"}, None, None),
         ({}, "text", None),
         ({}, None, None),
     ],
 )
 def test_how_long_a_provider_asks_us_to_wait(headers, body, seconds):
     assert llm.retry_after_s(headers, body, now_s=60.0) == seconds
+
+
+@given(
+    st.dictionaries(st.sampled_from(sorted(llm.KEPT_HEADERS)), st.text(max_size=40), max_size=4),
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(st.sampled_from(["error", "details", "retry_after", "retryDelay"]), inner, max_size=3)
+        ),
+    ),
+)
+def test_whatever_a_provider_sends_the_wait_is_within_bounds_or_unknown(headers, body):
+    found = llm.retry_after_s(headers, body, now_s=60.0)
+    assert found is None or 0 <= found <= llm.MOST_WAIT_S

@@ -5,11 +5,13 @@ import time
 
 import pytest
 
-from services.decider import panel
-from services.decider.panel import Reply
+from services.decider import judge, panel
+from services.decider.judge import Terms
+from services.decider.scoring import ROLES
 from shared.messages import RoleAnswer, RoleRecord
+from tests.decider.conftest import role_answer
 
-YES = RoleAnswer(p_edge=0.9, view="buy", veto=False, volatility=0.1, code="OK", note="")
+YES = role_answer()
 
 
 def record(role, outcome="ok", answer=None):
@@ -18,89 +20,93 @@ def record(role, outcome="ok", answer=None):
     )
 
 
-def asker(role, answer=YES, wait_s=0.0, outcome="ok"):
-    async def ask():
-        await asyncio.sleep(wait_s)
-        return Reply(record(role, outcome, answer), answer)
+class Scripted:
+    def __init__(self, role: str, answer: RoleAnswer | None = YES, wait_s: float = 0.0, outcome: str = "ok") -> None:
+        self.role, self.answer, self.wait_s, self.outcome = role, answer, wait_s, outcome
 
-    return ask
+    async def ask(self):
+        await asyncio.sleep(self.wait_s)
+        return record(self.role, self.outcome, self.answer)
+
+    def stopped(self, outcome):
+        return record(self.role, outcome)
 
 
-async def run(deadline_s=1.0, **askers):
+@pytest.fixture
+def terms(configured):
+    return Terms.of(configured)
+
+
+def askers(**changes):
+    return {role: changes.get(role) or Scripted(role) for role in ROLES}
+
+
+async def run(terms, deadline_s=1.0, **changes):
     before = asyncio.all_tasks()
     began = time.monotonic()
-    result = await panel.run(
-        askers,
-        lambda role, outcome, ms: record(role, outcome),
-        deadline_s=deadline_s,
-        threshold=600,
-        p_min=0.5,
-    )
+    result = await panel.run(askers(**changes), terms, deadline_s=deadline_s)
     assert asyncio.all_tasks() == before, "a task was left behind"
-    return result, time.monotonic() - began
+    assert set(result.records) == set(ROLES)
+    verdict = judge.votes_after(result.arrivals, result.records, late=result.late, terms=terms)[1]
+    assert verdict is not None, "what is recorded is enough to find the verdict again"
+    return result, verdict, time.monotonic() - began
 
 
 def outcomes(result):
-    return {item.role: item.outcome for item in result.records}
+    return {role: found.outcome for role, found in result.records.items()}
 
 
-async def test_all_answers_are_counted_and_recorded_in_order():
-    result, _ = await run(
-        sentiment=asker("sentiment", YES.model_copy(update={"view": "hold"})),
-        risk=asker("risk"),
-        volatility=asker("volatility"),
-    )
-    assert result.verdict.outcome == "execute"
-    assert [item.role for item in result.records] == ["sentiment", "risk", "volatility"]
+async def test_all_answers_are_counted(terms):
+    _, verdict, _ = await run(terms, sentiment=Scripted("sentiment", YES.model_copy(update={"view": "hold"})))
+    assert verdict.outcome == "execute"
 
 
-async def test_the_rest_is_cancelled_when_the_verdict_stands():
-    result, took_s = await run(
-        30.0, sentiment=asker("sentiment"), risk=asker("risk"), volatility=asker("volatility", wait_s=25)
-    )
-    assert result.verdict.outcome == "execute"
+async def test_the_rest_is_cancelled_when_the_verdict_stands(terms):
+    result, verdict, took_s = await run(terms, 30.0, volatility=Scripted("volatility", wait_s=25))
+    assert verdict.outcome == "execute"
     assert outcomes(result)["volatility"] == "unneeded"
     assert took_s < 5
 
 
-async def test_a_veto_stops_at_once():
-    veto = YES.model_copy(update={"veto": True})
-    result, took_s = await run(
+async def test_a_veto_stops_at_once(terms):
+    result, verdict, took_s = await run(
+        terms,
         30.0,
-        sentiment=asker("sentiment", wait_s=25),
-        risk=asker("risk", veto),
-        volatility=asker("volatility", wait_s=25),
+        sentiment=Scripted("sentiment", wait_s=25),
+        risk=Scripted("risk", YES.model_copy(update={"veto": True})),
+        volatility=Scripted("volatility", wait_s=25),
     )
-    assert (result.verdict.outcome, result.verdict.why) == ("reject", "veto")
+    assert verdict == ("reject", "veto")
+    assert [arrival.roles for arrival in result.arrivals] == [["risk"]]
     assert took_s < 5
 
 
-async def test_i4_at_the_deadline_it_is_back_and_what_hangs_is_late():
-    result, took_s = await run(
-        0.2, sentiment=asker("sentiment"), risk=asker("risk", wait_s=60), volatility=asker("volatility", wait_s=60)
+async def test_i4_at_the_deadline_it_is_back_and_what_hangs_is_late(terms):
+    result, verdict, took_s = await run(
+        terms, 0.2, risk=Scripted("risk", wait_s=60), volatility=Scripted("volatility", wait_s=60)
     )
-    assert (result.verdict.outcome, result.verdict.why) == ("hold", "deadline")
+    assert verdict == ("hold", "deadline")
+    assert result.late
     assert outcomes(result) == {"sentiment": "ok", "risk": "late", "volatility": "late"}
     assert 0.2 <= took_s < 2.0, "the deadline, with room for a busy machine"
 
 
-async def test_without_any_answer_it_holds():
-    nothing = {role: asker(role, None, outcome="server") for role in ("sentiment", "risk", "volatility")}
-    result, _ = await run(**nothing)
-    assert result.verdict.outcome == "hold"
-    assert set(outcomes(result).values()) == {"server"}
+async def test_without_any_answer_it_holds(terms):
+    result, verdict, _ = await run(terms, **{role: Scripted(role, None, outcome="server") for role in ROLES})
+    assert verdict.outcome == "hold"
+    assert "server" in outcomes(result).values()
 
 
 @pytest.mark.parametrize("deadline_s", [0.0, -1.0])
-async def test_without_time_it_holds(deadline_s):
-    result, _ = await run(deadline_s, **{role: asker(role) for role in ("sentiment", "risk", "volatility")})
-    assert result.verdict.outcome == "hold"
+async def test_without_time_it_holds(terms, deadline_s):
+    _, verdict, _ = await run(terms, deadline_s)
+    assert verdict.outcome == "hold"
 
 
-async def test_cancelled_from_outside_it_leaves_nothing_behind():
+async def test_cancelled_from_outside_it_leaves_nothing_behind(terms):
     before = asyncio.all_tasks()
-    askers = {role: asker(role, wait_s=60) for role in ("sentiment", "risk", "volatility")}
-    task = asyncio.create_task(panel.run(askers, lambda *a: record(a[0]), deadline_s=60, threshold=600, p_min=0.5))
+    slow = {role: Scripted(role, wait_s=60) for role in ROLES}
+    task = asyncio.create_task(panel.run(slow, terms, deadline_s=60))
     await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from shared import kafka, messages, topics
-from shared.messages import decode
+from shared.messages import Reason, decode
 from shared.settings import KafkaSettings
 
 pytestmark = pytest.mark.integration
@@ -111,7 +111,12 @@ def test_ticks_become_an_opportunity_a_decision_and_their_end(broker, reader, tm
     seen = reader(topics.OPPORTUNITIES, topics.REJECTIONS, topics.DECISIONS, topics.TICKS_DLQ)
     out = kafka.Publisher(kafka.tick_producer(broker, "test"), drop_when_full=True)
     sequence = time.time_ns() // 1_000_000
-    no_keys = dict.fromkeys(("OPENAI_API_KEY", "GEMINI_API_KEY", "DEEPSEEK_API_KEY"), "")
+    no_keys = dict.fromkeys(("OPENAI_API_KEY", "GEMINI_API_KEY", "DEEPSEEK_API_KEY", "HOLYSHEEP_API_KEY"), "")
+    no_keys |= {f"ARB_EXCHANGES_{name}": json.dumps({"symbols": [f"{base}-USD"]}) for name in ("COINBASE", "KRAKEN")}
+    no_keys |= {
+        "ARB_ASSETS_ALLOW": json.dumps([base, "BTC", "ETH", "SOL"]),
+        "ARB_DECIDER_STATE_FILE": str(tmp_path / "decider.sqlite"),
+    }
     with (
         service(broker, tmp_path / "detector.log", "detect") as detector,
         service(broker, tmp_path / "decider.log", "decide", **no_keys),
@@ -130,8 +135,8 @@ def test_ticks_become_an_opportunity_a_decision_and_their_end(broker, reader, tm
 
             return seen.until(step)
 
-        rejected = wait_for(lambda records: of(records, base, "rejection"), 100.3)[0]
-        assert [reason.value for reason in rejected.reasons] == ["fees"]
+        # What was published before the detector was there is old by now: rejected for its health, until a fresh tick.
+        wait_for(lambda records: [r for r in of(records, base, "rejection") if r.reasons == [Reason.FEES]], 100.3)
         opened = wait_for(lambda records: [o for o in of(records, base, "opportunity") if o.phase == "opened"], 103.0)[
             0
         ]
@@ -160,96 +165,6 @@ def test_ticks_become_an_opportunity_a_decision_and_their_end(broker, reader, tm
             ended = wait_for(lambda records: [o for o in of(records, base, "opportunity") if o.phase == "closed"], 99.0)
             assert {o.opportunity_id for o in ended} >= {opened.opportunity_id}
     out.close()
-
-
-def opportunity(base: str, phase: str = "opened", identity: str | None = None) -> bytes:
-    now = time.time_ns()
-    leg = {
-        "exchange": "kraken",
-        "symbol": f"{base}-USD",
-        "vwap": "1",
-        "limit": "1",
-        "fee_bps": "10",
-        "levels": 1,
-        "alive_age_ms": 1,
-        "book_age_ms": 1,
-        "bids": [[1, 1]],
-        "asks": [[1, 1]],
-    }
-    return messages.Opportunity.model_validate(
-        {
-            "opportunity_id": identity or uuid.uuid4().hex,
-            "phase": phase,
-            "base": base,
-            "buy": leg,
-            "sell": leg | {"exchange": "coinbase"},
-            "rates": [],
-            "size": "1",
-            "notional_usd": "100",
-            "profit_usd": "1",
-            "naive_bps": "100",
-            "net_bps": "80",
-            "closed_loop_bps": "80",
-            "depth_limited": False,
-            "opened_ns": now,
-            "detected_ns": now,
-            "expires_ns": now + 5_000_000_000,
-            "peak_net_bps": "80",
-        }
-    ).encode()
-
-
-def test_the_decider_asks_three_models_dead_letters_and_never_decides_twice(broker, reader, tmp_path):
-    base = coin()
-    seen = reader(topics.DECISIONS, topics.dlq(topics.OPPORTUNITIES))
-    out = kafka.Publisher(kafka.event_producer(broker, "test"), drop_when_full=False)
-    simulator = subprocess.Popen(
-        [sys.executable, "-m", "services.cli", "simulate", "--model-faults", "0", "--rate", "0.1"],
-        stdout=subprocess.PIPE,
-        env={k: v for k, v in os.environ.items() if not k.startswith("ARB_")},
-    )
-    try:
-        assert simulator.stdout is not None
-        base_url = json.loads(simulator.stdout.readline())["model_base_url"]
-        provider = json.dumps({"base_url": base_url, "api_key_env": "TEST_MODEL_KEY"})
-        variables = {f"ARB_PROVIDERS_{name}": provider for name in ("OPENAI", "GEMINI", "DEEPSEEK")}
-        variables |= {"TEST_MODEL_KEY": "sk-planted-key-98765", "ARB_DECIDER_THRESHOLD": "900"}
-        with service(broker, tmp_path / "first.log", "decide", **variables) as first:
-            until_assigned(tmp_path / "first.log")
-            identity = uuid.uuid4().hex
-            out.publish(topics.OPPORTUNITIES, base, b'{"kind":"opportunity"}')
-            out.publish(topics.OPPORTUNITIES, base, opportunity(base, identity=identity))
-            decision = seen.until(lambda records: of(records, base, "decision"))[0]
-            assert decision.opportunity_id == identity
-            assert decision.mode in ("full", "partial")
-            assert [record.role for record in decision.roles] == ["sentiment", "risk", "volatility"]
-            assert decision.panel.cost_usd > 0
-            (dead,) = [
-                r for r in seen.records if r.topic == topics.dlq(topics.OPPORTUNITIES) and r.key == base.encode()
-            ]
-            assert dict(dead.headers)["__dlq.stage"] == b"decode"
-            first.kill()
-            first.wait()
-        with service(broker, tmp_path / "second.log", "decide", **variables):
-            until_assigned(tmp_path / "second.log")
-            other = uuid.uuid4().hex
-            out.publish(topics.OPPORTUNITIES, base, opportunity(base, "updated", identity))
-            out.publish(topics.OPPORTUNITIES, base, opportunity(base, identity=other))
-            seen.until(lambda records: [d for d in of(records, base, "decision") if d.opportunity_id == other])
-        decided = [
-            d.opportunity_id for d in of([r for r in seen.records if r.topic == topics.DECISIONS], base, "decision")
-        ]
-        assert decided.count(identity) == 1, "the tail of the decisions was read: nothing is paid twice"
-    finally:
-        simulator.terminate()
-        assert simulator.wait(15) == 0
-        assert simulator.stdout is not None
-        simulator.stdout.close()
-        out.close()
-    written = "".join(path.read_text(errors="replace") for path in tmp_path.glob("*.log"))
-    assert "decision" in written
-    assert "sk-planted-key-98765" not in written
-    assert b"sk-planted-key-98765" not in b"".join(record.value or b"" for record in seen.records)
 
 
 def test_the_demo_finds_every_gap_and_invents_none(tmp_path):

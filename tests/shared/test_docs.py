@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from services.decider import decide, rules, scoring
+from services.decider import judge, rules, scoring
 from shared import settings
 from shared.messages import Reason
 
@@ -20,7 +20,7 @@ def section(title: str) -> dict[str, str]:
 def test_every_reason_is_explained_and_none_is_made_up():
     assert set(section("Rejections")) == {reason.value for reason in Reason}
     assert set(section("Rules of the decider")) == {code.value for code in rules.Code}
-    reasons = {why.value for why in scoring.Why} | {reason.value for reason in decide.Reason}
+    reasons = {why.value for why in scoring.Why} | {reason.value for reason in judge.Reason}
     assert set(section("Decisions")) == reasons
 
 

@@ -92,21 +92,50 @@ def test_an_unknown_exchange_is_named_with_those_that_exist() -> None:
         settings.load().exchange("mtgox")
 
 
+PLANTED = "sk-planted-0123456789abcdef"
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("sk-short", "8 characters"),
+        ("AIza0123456789abcdef0123456789abcdef0123", "does not look like one"),
+        ("sk-0123456789 abcdef0123456789", "characters that no key has"),
+        ("sk-0123456789\u00e9abcdef0123456789", "characters that no key has"),
+    ],
+)
+def test_a_key_of_the_wrong_shape_is_one_line_that_does_not_show_it(key: str, words: str) -> None:
+    with pytest.raises(SettingsError, match=words) as caught:
+        settings.load().providers["openai"].api_key({"OPENAI_API_KEY": key})
+    assert "OPENAI_API_KEY" in str(caught.value)
+    assert key not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_prices_are_dated() -> None:
+    first = settings.Price.model_validate({"valid_from": "2026-01-01", "in": "1", "cached": "1", "out": "1"})
+    second = first.model_copy(update={"valid_from": datetime.date(2026, 6, 1)})
+    model = settings.load().models["gpt-4.1"].model_copy(update={"prices": (second, first)})
+    assert model.price(datetime.date(2026, 5, 31)) == first
+    assert model.price(datetime.date(2026, 6, 1)) == second
+    assert model.price(datetime.date(2025, 1, 1)) == first, "before the first: the first"
+
+
 def test_a_key_comes_from_its_variable_and_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-planted")
+    monkeypatch.setenv("OPENAI_API_KEY", PLANTED)
     loaded = settings.load()
     key = loaded.providers["openai"].api_key(os.environ)
     assert key is not None
-    assert key.get_secret_value() == "sk-planted"
-    assert "sk-planted" not in repr(key) + repr(loaded)
+    assert key.get_secret_value() == PLANTED
+    assert PLANTED not in repr(key) + repr(loaded)
 
 
 def test_a_key_comes_from_a_secret_file_if_one_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "key").write_text("sk-from-file\n")
+    (tmp_path / "key").write_text(f"{PLANTED}\n")
     monkeypatch.setenv("ARB_PROVIDERS_OPENAI", f'{{"api_key_file": "{tmp_path}/key"}}')
     key = settings.load().providers["openai"].api_key({})
     assert key is not None
-    assert key.get_secret_value() == "sk-from-file"
+    assert key.get_secret_value() == PLANTED
 
 
 @pytest.mark.parametrize("content", [None, "", " \n"])

@@ -17,6 +17,7 @@ from services.simulator import capture
 from services.simulator.model import ModelEndpoint
 from services.simulator.service import ReplayedExchange, listen, serve_models
 from shared.errors import InputError
+from shared.messages import RoleAnswer
 
 WS, REST = "wss://stream.binance.com:9443/stream", "https://api.binance.com/api/v3/depth?symbol=X&limit=5"
 
@@ -85,15 +86,18 @@ def client(base_url: str, **headers: str) -> AsyncOpenAI:
 
 QUESTION = [
     {"role": "system", "content": "s"},
-    {"role": "user", "content": '{"role":"risk","net_bps":60,"buy_age_ms":20}'},
+    {
+        "role": "user",
+        "content": '{"role":"risk","net_bps":60,"buy":{"age_ms":20,"fits":3.1},"sell":{"age_ms":40,"fits":9}}',
+    },
 ]
 
 
-async def asked(endpoint: ModelEndpoint, authorization: str = "Bearer k"):
+async def asked(endpoint: ModelEndpoint, authorization: str = "Bearer k", **request: object):
     base_url, server, task = await serve_models(endpoint, "127.0.0.1", 0)
     one = client(base_url, Authorization=authorization)
     try:
-        return await one.chat.completions.create(model="gemini-x", messages=QUESTION)
+        return await one.chat.completions.create(model="gemini-x", messages=QUESTION, extra_body=request)
     finally:
         await one.close()
         server.should_exit = True
@@ -104,8 +108,8 @@ async def test_a_model_answers_the_contract_and_the_same_question_the_same_way()
     first = await asked(ModelEndpoint(1, 0.0, speed=100))
     again = await asked(ModelEndpoint(1, 0.0, speed=100))
     answer = json.loads(first.choices[0].message.content)
-    assert set(answer) == {"p_edge", "view", "veto", "volatility", "code", "note"}
-    assert 0 <= answer["p_edge"] <= 1
+    assert set(answer) == set(RoleAnswer.model_fields)
+    assert RoleAnswer.model_validate(answer).liquidity == "enough"
     assert first.usage.prompt_tokens > 0
     assert first.choices[0].message.content == again.choices[0].message.content
 
@@ -114,6 +118,8 @@ async def test_without_a_key_and_with_faults_it_fails_as_providers_do():
     with pytest.raises(APIStatusError) as caught:
         await asked(ModelEndpoint(1, 0.0), authorization="Basic k")
     assert caught.value.status_code == 401
+    with pytest.raises(APIStatusError, match="simulated_latency_ms"):
+        await asked(ModelEndpoint(1, 0.0), simulated_latency_ms=-1)
     seen = set()
     for seed in range(30):
         try:

@@ -1,0 +1,319 @@
+"""One role's part in one panel: its model, and those that stand in for it or are on trial.
+
+Every call goes the same way: a key, the guards, the budget, the model, and back through budget and guards with what
+became of it. Whatever happens the result is a record; only a cancellation passes through.
+"""
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime
+from decimal import Decimal
+
+import structlog
+
+from services.decider import budget as money
+from services.decider.budget import Budget, Reservation
+from services.decider.guards import Guards
+from services.decider.llm import CallResult
+from services.decider.models import Models
+from services.decider.prompt import Prompt
+from services.decider.trials import Trials
+from shared import metrics
+from shared.messages import CallRecord, Question, Role, RoleRecord, Tokens, Via
+from shared.settings import Candidate, ModelChoice, Settings
+
+log = structlog.get_logger()
+
+INSTEAD = frozenset(
+    ("server", "network", "saturated", "skipped:breaker", "skipped:not_before", "skipped:limiter", "skipped:disabled")
+)
+"""Outcomes after which another model may be asked: nothing was answered, and this model is the reason."""
+
+NS = 1_000_000_000
+
+
+@dataclass(frozen=True)
+class Desk:
+    """What all calls share. `clock` gives nanoseconds since the epoch, `monotonic` seconds."""
+
+    settings: Settings
+    models: Models
+    guards: Guards
+    budget: Budget
+    trials: Trials
+    clock: Callable[[], int] = time.time_ns
+    monotonic: Callable[[], float] = time.monotonic
+
+
+@dataclass
+class Purse:
+    """What the calls for one opportunity have reserved so far (USD)."""
+
+    spent: Decimal = Decimal(0)
+
+
+@dataclass
+class _Call:
+    """One call, also while it runs."""
+
+    choice: ModelChoice
+    via: Via
+    began: float
+    reserved: Reservation | None = None
+    record: CallRecord | None = None
+    raw: str | None = None
+
+
+def share_of(opportunity_id: str, role: Role) -> float:
+    """A number in [0, 1) that is the same for an opportunity wherever and whenever it is judged."""
+    digest = hashlib.sha256(f"{role}|{opportunity_id}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def on_trial(candidate: Candidate | None, stage: str, opportunity_id: str, role: Role, trials: Trials) -> bool:
+    """Whether the candidate of a role is asked for this opportunity at this stage."""
+    return (
+        candidate is not None
+        and candidate.stage == stage
+        and share_of(opportunity_id, role) < candidate.share
+        and trials.allowed(role, candidate)
+    )
+
+
+@dataclass
+class RoleAsker:
+    """Asks for one role (see `panel.Asker`).
+
+    Args:
+        ends: Until when the panel lasts, by `desk.monotonic`.
+        only: Ask this model alone (a candidate in shadow).
+    """
+
+    desk: Desk
+    role: Role
+    prompt: Prompt
+    user: str
+    opportunity_id: str
+    purse: Purse
+    ends: float
+    only: tuple[ModelChoice, Via] | None = None
+    _calls: list[_Call] = field(default_factory=list)
+    _counts: _Call | None = None
+
+    async def ask(self) -> RoleRecord:
+        """The answer of the first model in the chain that gives one, or an abstention."""
+        chain = self._chain()
+        best: _Call | None = None
+        for place, (choice, via) in enumerate(chain):
+            if place > 0 and not self._time_left():
+                break
+            hedge = chain[place + 1][0] if place + 1 < len(chain) and self._may_hedge(via) else None
+            best = await (self._call(choice, via) if hedge is None else self._hedged(choice, via, hedge))
+            self._close_losers()
+            assert best.record is not None
+            if hedge is not None or best.record.outcome not in INSTEAD:
+                break
+        assert best is not None
+        return self._record(best)
+
+    def stopped(self, outcome: str) -> RoleRecord:
+        """The record after a cancellation: a call that was cut off may be billed all the same, so its money stands."""
+        last: _Call | None = None
+        for call in self._calls:
+            if call.record is None:
+                self._ended(call, CallResult(outcome))
+                last = call
+        return self._record(last or self._calls[-1]) if self._calls else self._nothing(outcome)
+
+    def question(self) -> Question:
+        """What was asked and answered, as text."""
+        ordered = self._ordered()
+        return Question(role=self.role, system=self.prompt.text, user=self.user, raw=[call.raw for call in ordered])
+
+    # ------------------------------------------------ which model
+
+    def _chain(self) -> list[tuple[ModelChoice, Via]]:
+        if self.only is not None:
+            return [self.only]
+        chosen = self.desk.settings.roles[self.role]
+        chain: list[tuple[ModelChoice, Via]] = [(chosen, "primary")]
+        if on_trial(chosen.candidate, "canary", self.opportunity_id, self.role, self.desk.trials):
+            assert chosen.candidate is not None
+            chain.insert(0, (chosen.candidate, "canary"))
+        if chosen.fallback is not None:
+            chain.append((chosen.fallback, "fallback"))
+        return chain
+
+    def _time_left(self) -> bool:
+        return self.ends - self.desk.monotonic() >= self.desk.settings.decider.min_useful_ms / 1000
+
+    def _may_hedge(self, via: Via) -> bool:
+        return via == "primary" and self.desk.settings.guards.hedge
+
+    async def _hedged(self, choice: ModelChoice, via: Via, other: ModelChoice) -> _Call:
+        """Ask the other too once this one takes longer than usual (or fails early); the first good answer counts."""
+        first = asyncio.create_task(self._call(choice, via))
+        tasks = {first}
+        try:
+            p95_s = self.desk.settings.models[choice.model].p95_ms / 1000
+            await asyncio.wait(tasks, timeout=p95_s)
+            slow = not first.done()
+            if (slow and self.desk.trials.hedge()) or (not slow and self._failed(first.result()) and self._time_left()):
+                tasks.add(asyncio.create_task(self._call(other, "hedge" if slow else "fallback")))
+            pending = set(tasks)
+            while pending:
+                done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+                for task in sorted(done, key=lambda task: task is not first):
+                    found = task.result()
+                    if found.record is not None and found.record.answer is not None:
+                        return found
+            return first.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _close_losers(self) -> None:
+        for call in self._calls:
+            if call.record is None:
+                self._ended(call, CallResult("unneeded"))
+
+    @staticmethod
+    def _failed(call: _Call) -> bool:
+        return call.record is not None and call.record.outcome in INSTEAD
+
+    # ------------------------------------------------ a call
+
+    async def _call(self, choice: ModelChoice, via: Via) -> _Call:
+        desk = self.desk
+        call = _Call(choice, via, desk.monotonic())
+        self._calls.append(call)
+        result = CallResult(refused) if (refused := self._refused(call)) else None
+        if result is None:
+            result = await desk.models.ask(choice, self.prompt.text, self.user)
+        self._ended(call, result)
+        return call
+
+    def _refused(self, call: _Call) -> str | None:
+        """Why the call is not made; else it is paid for."""
+        desk, choice = self.desk, call.choice
+        if not desk.models.has(choice.provider):
+            return "skipped:disabled"
+        model, text = desk.settings.models[choice.model], self.prompt.text + self.user
+        tokens = money.estimated_tokens(text) + model.max_out
+        refused = desk.guards.refuses(choice.provider, choice.model, tokens, desk.monotonic())
+        if refused is not None:
+            return refused
+        amount = money.worst_case(model, text, _day(desk.clock()))
+        shadow = call.via == "shadow"
+        call.reserved = desk.budget.reserve(choice.provider, amount, self.purse.spent, desk.clock(), shadow=shadow)
+        if call.reserved is None:
+            return "skipped:budget"
+        self.purse.spent += amount
+        return None
+
+    def _ended(self, call: _Call, result: CallResult) -> None:
+        """Money, guards, trial, metrics and the record of a call that is over."""
+        desk, choice = self.desk, call.choice
+        elapsed_ms = int((desk.monotonic() - call.began) * 1000)
+        tokens, cost = Tokens(), Decimal(0)
+        if call.reserved is not None:
+            model = desk.settings.models[choice.model]
+            if result.billed():
+                tokens = money.clamp(model, self.prompt.text + self.user, result.usage)
+                cost = money.cost(model, tokens, _day(desk.clock()))
+            elif result.outcome in ("late", "unneeded", "network"):
+                cost = call.reserved.amount  # it may have been done, and will be billed then
+            desk.budget.settle(call.reserved, cost, desk.clock())
+        asked = call.reserved is not None
+        if asked or result.outcome == "skipped:budget":
+            words = desk.guards.report(
+                choice.provider, choice.model, result.outcome, desk.monotonic(), result.retry_after_s
+            )
+            if words is not None:
+                log.warning("model", provider=choice.provider, model=choice.model, words=words)
+        if asked:
+            gone = desk.trials.took(self.role, choice, call.via, result.outcome, elapsed_ms, desk.clock())
+            if gone is not None:
+                metrics.ROLLBACKS.labels(role=self.role, model=choice.model).inc()
+                log.error("candidate rolled back", role=self.role, model=choice.model, why=gone)
+            metrics.MODEL_LATENCY_MS.labels(provider=choice.provider).observe(elapsed_ms)
+            metrics.MODEL_COST_USD.labels(provider=choice.provider).inc(float(cost))
+            for kind, count in (("in", tokens.input), ("cached", tokens.cached), ("out", tokens.out)):
+                metrics.MODEL_TOKENS.labels(provider=choice.provider, kind=kind).inc(count)
+        metrics.MODEL_CALLS.labels(provider=choice.provider, role=self.role, outcome=result.outcome).inc()
+        call.raw = result.raw
+        call.record = CallRecord(
+            provider=choice.provider,
+            model_asked=choice.model,
+            via=call.via,
+            model_reported=result.model_reported,
+            fingerprint=result.fingerprint,
+            outcome=result.outcome,
+            http=result.http,
+            request_id=result.request_id,
+            latency_ms=elapsed_ms if asked else 0,
+            tokens=tokens,
+            cost_usd=cost,
+            answer=result.answer,
+            raw_sha256=result.raw_sha256,
+        )
+
+    # ------------------------------------------------ the record
+
+    def _ordered(self) -> list[_Call]:
+        """The call that counts first, then the others in the order in which they began."""
+        return sorted(self._calls, key=lambda call: call is not self._counts)
+
+    def _record(self, counts: _Call) -> RoleRecord:
+        assert counts.record is not None
+        self._counts = counts
+        others = [call.record for call in self._ordered() if call is not counts and call.record is not None]
+        return RoleRecord(
+            **{name: getattr(counts.record, name) for name in CallRecord.model_fields},
+            role=self.role,
+            prompt_version=self.prompt.name,
+            prompt_sha256=self.prompt.sha256,
+            others=others,
+        )
+
+    def _nothing(self, outcome: str) -> RoleRecord:
+        """Cut off before its first line ran."""
+        chosen = self.desk.settings.roles[self.role]
+        return RoleRecord(
+            role=self.role,
+            provider=chosen.provider,
+            model_asked=chosen.model,
+            outcome=outcome,
+            prompt_version=self.prompt.name,
+            prompt_sha256=self.prompt.sha256,
+        )
+
+
+@dataclass(frozen=True)
+class NoModel:
+    """A role that is not in the settings."""
+
+    role: Role
+
+    async def ask(self) -> RoleRecord:
+        """An abstention."""
+        return self.stopped("skipped:disabled")
+
+    def stopped(self, outcome: str) -> RoleRecord:
+        """An abstention."""
+        return RoleRecord(
+            role=self.role,
+            provider="none",
+            model_asked="none",
+            outcome=outcome,
+            prompt_version="none",
+            prompt_sha256="none",
+        )
+
+
+def _day(now_ns: int) -> date:
+    return datetime.fromtimestamp(now_ns / NS, UTC).date()

@@ -1,0 +1,99 @@
+"""What a running decider looks after beside its decisions: the weights file, gauges, candidates that are ready."""
+
+import asyncio
+
+import structlog
+
+from services.decider.decide import Decider
+from services.decider.judge import Terms
+from services.decider.role import Desk
+from shared import metrics, weights
+from shared.errors import SettingsError
+from shared.settings import Settings
+from shared.weights import Weights
+
+log = structlog.get_logger()
+
+EVERY_S = 5.0
+GUARD_STATES = ("closed", "open", "half_open", "disabled", "waiting")
+
+
+class Upkeep:
+    """Runs until cancelled."""
+
+    def __init__(self, decider: Decider, desk: Desk) -> None:
+        self._decider = decider
+        self._desk = desk
+        self._stamp = self._stamped()
+        self._told: set[str] = set()
+
+    @staticmethod
+    def read(settings: Settings) -> tuple[Terms, Weights | None]:
+        """The terms of this moment.
+
+        Raises:
+            SettingsError: a prompt or the weights file cannot be used.
+        """
+        file = settings.decider.weights_file
+        found = weights.load(file) if file is not None and file.exists() else None
+        if file is not None and found is None:
+            log.warning("no weights yet: configured ones count", file=str(file), next="arb scorecard --save FILE")
+        return Terms.of(settings, found), found
+
+    async def run(self) -> None:
+        """Look after everything every few seconds."""
+        while True:
+            try:
+                self._renew()
+                self._show()
+            except SettingsError as error:  # the state file cannot be read: no call is paid for meanwhile
+                log.error("upkeep", words=str(error))
+            await asyncio.sleep(EVERY_S)
+
+    def _stamped(self) -> int | None:
+        file = self._desk.settings.decider.weights_file
+        try:
+            return None if file is None else file.stat().st_mtime_ns
+        except OSError:
+            return None
+
+    def _renew(self) -> None:
+        """Take over a changed weights file; a bad one leaves the terms as they are."""
+        stamp = self._stamped()
+        if stamp is None or stamp == self._stamp:
+            return
+        self._stamp = stamp
+        try:
+            terms, found = self.read(self._desk.settings)
+        except SettingsError as error:
+            log.error("weights file not taken: the earlier weights stay", words=str(error))
+            return
+        self._decider.change(terms)
+        log.info("weights taken", panel_version=terms.version)
+        for role, why in self._desk.trials.weigh(found, self._desk.clock()):
+            candidate = self._desk.settings.roles[role].candidate
+            assert candidate is not None
+            metrics.ROLLBACKS.labels(role=role, model=candidate.model).inc()
+            log.error("candidate rolled back", role=role, model=candidate.model, why=why)
+
+    def _show(self) -> None:
+        desk = self._desk
+        for provider, model in {
+            (choice.provider, choice.model) for chosen in desk.settings.roles.values() for _, choice in chosen.choices()
+        }:
+            state = desk.guards.state(provider, model, desk.monotonic())
+            for name in GUARD_STATES:
+                metrics.MODEL_GUARD.labels(provider=provider, model=model, state=name).set(name == state)
+        spent = desk.budget.spent(desk.clock())
+        for cap, line in (("minute", spent.minute), ("day", spent.day), ("shadow_day", spent.shadow)):
+            metrics.BUDGET_LEFT_USD.labels(cap=cap).set(float(line.cap - line.spent))
+        for role in desk.settings.roles:
+            if desk.trials.lacks(role) == [] and role not in self._told:
+                self._told.add(role)
+                candidate = desk.settings.roles[role].candidate
+                log.info(
+                    "candidate is ready for its next stage",
+                    role=role,
+                    model=None if candidate is None else candidate.model,
+                    next=f"roles.{role}.candidate.stage in arb.toml",
+                )

@@ -1,0 +1,226 @@
+"""One role's part: fallback, hedge, canary, money and guards, and what is recorded of it."""
+
+import asyncio
+from decimal import Decimal
+
+import pytest
+
+from services.decider.role import Purse, RoleAsker, share_of
+from shared.settings import Candidate, ModelChoice
+from tests.decider.conftest import role_answer
+
+OTHER = ModelChoice(provider="openai", model="gpt-5.4-mini")
+
+
+@pytest.fixture
+def bench(workbench, configured):
+    def make(fallback=OTHER, candidate=None, guards=None, **changes):
+        risk = configured.roles["risk"].model_copy(update={"fallback": fallback, "candidate": candidate})
+        roles = {**configured.roles, "risk": risk}
+        made = workbench(configured.model_copy(update={"roles": roles}), guards=guards, **changes)
+        made.models.scripts[OTHER.model] = role_answer(note="the other")
+        return made
+
+    return make
+
+
+def asker(bench, ends_in_s=10.0, purse=None, opportunity_id="a" * 32):
+    desk = bench.desk
+    prompt = bench.decider.terms.prompts["risk"]
+    ends = desk.monotonic() + ends_in_s
+    return RoleAsker(desk, "risk", prompt, '{"role":"risk"}', opportunity_id, purse or Purse(), ends)
+
+
+def answers(bench, what):
+    bench.models.scripts[bench.models.roles["risk"]] = what
+
+
+async def hang():
+    await asyncio.sleep(60)
+
+
+def names(bench):
+    return [model for model, _, _ in bench.models.asked]
+
+
+async def test_the_roles_own_model_is_enough(bench):
+    made = bench()
+    record = await asker(made).ask()
+    assert (record.via, record.outcome, record.others) == ("primary", "ok", [])
+    assert names(made) == [made.models.roles["risk"]]
+
+
+@pytest.mark.parametrize("failure", ["server", "network", "saturated"])
+async def test_when_it_is_gone_the_fallback_answers(bench, failure):
+    made = bench()
+    answers(made, failure)
+    asked = asker(made)
+    record = await asked.ask()
+    assert (record.via, record.model_asked, record.answer.note) == ("fallback", OTHER.model, "the other")
+    assert [(other.via, other.outcome) for other in record.others] == [("primary", failure)]
+    assert len(asked.question().raw) == 2
+
+
+@pytest.mark.parametrize("failure", ["invalid", "refusal", "auth", "quota", "bad_request", "rate_limited", "unsure"])
+async def test_what_was_answered_or_is_our_fault_is_not_asked_elsewhere(bench, failure):
+    made = bench()
+    answers(made, failure)
+    record = await asker(made).ask()
+    assert (record.outcome, record.answer, record.others) == (failure, None, [])
+    assert names(made) == [made.models.roles["risk"]]
+
+
+async def test_without_time_the_fallback_is_not_begun(bench):
+    made = bench()
+    answers(made, "server")
+    record = await asker(made, ends_in_s=0.2).ask()
+    assert (record.via, record.outcome) == ("primary", "server")
+
+
+async def test_an_open_breaker_goes_to_the_fallback_without_a_call(bench):
+    made = bench(guards={"consecutive": 2})
+    answers(made, "server")
+    for _ in range(2):
+        await asker(made).ask()
+    made.models.asked.clear()
+    record = await asker(made).ask()
+    assert record.via == "fallback"
+    assert [other.outcome for other in record.others] == ["skipped:breaker"]
+    assert names(made) == [OTHER.model]
+
+
+async def test_no_call_is_made_without_money_and_the_guards_know(bench):
+    made = bench(max_day_usd=Decimal(0))
+    record = await asker(made).ask()
+    assert (record.outcome, record.cost_usd) == ("skipped:budget", 0)
+    assert made.models.asked == []
+
+
+async def test_the_purse_bounds_all_calls_of_an_opportunity(bench):
+    made = bench()
+    full = Purse(made.desk.settings.decider.max_opportunity_usd)
+    assert (await asker(made, purse=full).ask()).outcome == "skipped:budget"
+    purse = Purse()
+    await asker(made, purse=purse).ask()
+    assert purse.spent > 0
+
+
+async def test_cut_off_it_is_recorded_and_charged(bench):
+    made = bench()
+    answers(made, hang)
+    asked = asker(made)
+    task = asyncio.create_task(asked.ask())
+    while not made.models.asked:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    record = asked.stopped("late")
+    assert record.outcome == "late"
+    assert record.cost_usd > 0
+    assert made.desk.budget.spent(made.clock()).day.spent == record.cost_usd
+
+
+async def test_cut_off_before_it_began_it_costs_nothing(bench):
+    made = bench()
+    record = asker(made).stopped("unneeded")
+    assert (record.outcome, record.cost_usd) == ("unneeded", 0)
+
+
+async def test_cut_off_while_the_fallback_thinks_both_are_recorded(bench):
+    made = bench()
+    answers(made, "server")
+    made.models.scripts[OTHER.model] = hang
+    asked = asker(made)
+    task = asyncio.create_task(asked.ask())
+    while len(made.models.asked) < 2:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    record = asked.stopped("late")
+    assert (record.via, record.outcome) == ("fallback", "late")
+    assert [(other.via, other.outcome) for other in record.others] == [("primary", "server")]
+
+
+# ------------------------------------------------ hedge
+
+
+def slow_models(bench):
+    models = dict(bench.desk.settings.models)
+    name = bench.models.roles["risk"]
+    models[name] = models[name].model_copy(update={"p95_ms": 10})
+    object.__setattr__(bench.desk, "settings", bench.desk.settings.model_copy(update={"models": models}))
+
+
+async def test_a_hedge_answers_for_a_slow_model_and_the_loser_is_paid(bench):
+    made = bench(guards={"hedge": True, "hedge_share": 1.0})
+    slow_models(made)
+    await asker(made).ask()  # earns the right to one hedge
+    made.models.asked.clear()
+    answers(made, hang)
+    before = asyncio.all_tasks()
+    record = await asker(made).ask()
+    assert asyncio.all_tasks() == before
+    assert (record.via, record.answer.note) == ("hedge", "the other")
+    assert [(other.via, other.outcome) for other in record.others] == [("primary", "unneeded")]
+    assert record.others[0].cost_usd > 0, "it may be billed"
+
+
+async def test_no_more_hedges_than_their_share_of_the_calls(bench):
+    made = bench(guards={"hedge": True, "hedge_share": 0.05})
+    slow_models(made)
+
+    async def a_while():
+        await asyncio.sleep(0.03)
+        return role_answer()
+
+    answers(made, a_while)
+    for _ in range(60):
+        await asker(made).ask()
+    assert names(made).count(OTHER.model) <= 3
+
+
+async def test_without_the_setting_nothing_is_hedged(bench):
+    made = bench()
+    slow_models(made)
+
+    async def a_while():
+        await asyncio.sleep(0.03)
+        return role_answer()
+
+    answers(made, a_while)
+    assert (await asker(made).ask()).via == "primary"
+    assert OTHER.model not in names(made)
+
+
+# ------------------------------------------------ canary
+
+
+CANARY = Candidate(provider="openai", model="gpt-4.1", stage="canary", share=0.25)
+
+
+async def test_a_canary_gets_its_share_of_the_opportunities_and_always_the_same_ones(bench):
+    made = bench(candidate=CANARY)
+    made.models.scripts["gpt-4.1"] = role_answer(note="canary")
+    ids = [f"{n:032x}" for n in range(400)]
+    chosen = {i for i in ids if share_of(i, "risk") < 0.25}
+    assert 60 < len(chosen) < 140
+    for i in ids[:40]:
+        record = await asker(made, opportunity_id=i).ask()
+        assert record.via == ("canary" if i in chosen else "primary")
+
+
+async def test_when_the_canary_is_gone_the_roles_model_answers(bench):
+    made = bench(candidate=CANARY.model_copy(update={"share": 1.0}))
+    made.models.scripts["gpt-4.1"] = "server"
+    record = await asker(made).ask()
+    assert (record.via, [other.via for other in record.others]) == ("primary", ["canary"])
+
+
+async def test_a_canary_that_fails_is_rolled_back_and_stays_so(bench):
+    made = bench(candidate=CANARY.model_copy(update={"share": 1.0}), guards={"candidate_consecutive": 3})
+    made.models.scripts["gpt-4.1"] = "invalid"
+    for _ in range(3):
+        assert (await asker(made).ask()).via == "canary"
+    record = await asker(made).ask()
+    assert (record.via, record.others) == ("primary", [])

@@ -1,0 +1,248 @@
+"""The decider's shell without Kafka: order per coin, offsets past delivered decisions only, nothing decided twice."""
+
+import asyncio
+from contextlib import asynccontextmanager
+
+import pytest
+
+from services.decider.service import Service
+from shared import topics
+from shared.errors import BrokerUnavailable
+from shared.kafka import Record
+from shared.messages import Audit, Decision, decode
+from tests.decider.conftest import NOW_NS, role_answer
+
+
+class Consumer:
+    """Gives what the test puts in; remembers what was stored."""
+
+    def __init__(self):
+        self.incoming: asyncio.Queue = asyncio.Queue()
+        self.stored = {}
+        self.released = 0
+
+    async def __aenter__(self):
+        return self
+
+    async def __aexit__(self, *_):
+        pass
+
+    async def batches(self):
+        while True:
+            yield await self.incoming.get()
+
+    def release(self, count):
+        self.released += count
+
+    def store(self, topic, partition, offset):
+        self.stored[topic, partition] = offset
+
+
+class Publisher:
+    """Remembers; delivers at once, when told, or never."""
+
+    def __init__(self):
+        self.sent = []
+        self.held = []
+        self.deliver = True
+
+    def publish(self, topic, key, value, headers, on_delivery=None, **_):
+        self.sent.append((topic, key, decode(value) if not topic.endswith(".dlq") else value))
+        if on_delivery is None:
+            return
+        if self.deliver:
+            on_delivery(None)
+        else:
+            self.held.append(on_delivery)
+
+    def flush(self, *_):
+        return 0
+
+    def of(self, topic):
+        return [message for sent_to, _, message in self.sent if sent_to == topic]
+
+
+class Shell:
+    def __init__(self, bench):
+        self.bench, self.consumer, self.publisher = bench, Consumer(), Publisher()
+        self.service = Service(bench.decider, bench.newest, self.publisher)
+        self.stop = asyncio.Event()
+        self.offset = 0
+
+    def put(self, *messages, partition=3):
+        records = []
+        for message in messages:
+            value = message if isinstance(message, bytes) else message.encode()
+            records.append(Record(topics.OPPORTUNITIES, partition, self.offset, b"BTC", value, 0, ()))
+            self.offset += 1
+        self.consumer.incoming.put_nowait(records)
+
+    async def until(self, condition):
+        async with asyncio.timeout(10):
+            while not condition():  # noqa: ASYNC110
+                await asyncio.sleep(0.002)
+
+    def decisions(self):
+        return self.publisher.of(topics.DECISIONS)
+
+
+@pytest.fixture
+def running(workbench):
+    @asynccontextmanager
+    async def make(**changes):
+        shell = Shell(workbench(**changes))
+        task = asyncio.create_task(shell.service.run(shell.consumer, shell.stop))
+        await asyncio.sleep(0)
+        try:
+            yield shell, task
+        finally:
+            shell.stop.set()
+            await asyncio.gather(task, return_exceptions=True)
+
+    return make
+
+
+def numbered(opportunity, n, **changes):
+    """Of one coin; each of a route of its own, so that none waits for another."""
+    legs = {side: getattr(opportunity(), side).model_dump() for side in ("buy", "sell")}
+    exchanges = ["binance", "bybit", "okx"]
+    legs["buy"]["exchange"] = exchanges[n % 3]
+    return opportunity(opportunity_id=f"{n:032x}", **legs, **changes)
+
+
+async def test_a_decision_with_its_audit_and_then_the_offset(running, opportunity):
+    async with running() as (shell, _):
+        shell.put(opportunity())
+        await shell.until(lambda: shell.consumer.stored)
+        assert [decision.outcome for decision in shell.decisions()] == ["execute"]
+        audits = shell.publisher.of(topics.AUDIT)
+        assert [type(audit) for audit in audits] == [Audit]
+        assert audits[0].decision == shell.decisions()[0]
+        assert len(audits[0].questions) == 3
+        assert all(question.system and question.user for question in audits[0].questions)
+        assert shell.consumer.stored == {(topics.OPPORTUNITIES, 3): 1}
+        assert shell.consumer.released == 1
+
+
+async def test_decisions_of_a_coin_leave_in_its_order_though_models_think_side_by_side(running, opportunity):
+    gates = [asyncio.Event() for _ in range(3)]
+    async with running(panel_deadline_ms=1400) as (shell, _):
+        turn = iter(gates)
+
+        async def wait():
+            await next(turn).wait()
+            return role_answer()
+
+        shell.bench.models.scripts[shell.bench.models.roles["risk"]] = wait
+        shell.put(*(numbered(opportunity, n) for n in range(3)))
+        await shell.until(lambda: len(shell.bench.models.asked) == 9)
+        gates[2].set()
+        gates[1].set()
+        await asyncio.sleep(0.05)
+        assert shell.decisions() == [], "the first one is not ready"
+        assert shell.consumer.stored == {}
+        gates[0].set()
+        await shell.until(lambda: len(shell.decisions()) == 3)
+        assert [int(decision.opportunity_id, 16) for decision in shell.decisions()] == [0, 1, 2]
+
+
+async def test_what_needs_no_model_does_not_overtake_what_does(running, opportunity):
+    gate = asyncio.Event()
+    async with running() as (shell, _):
+
+        async def wait():
+            await gate.wait()
+            return role_answer()
+
+        shell.bench.models.scripts[shell.bench.models.roles["risk"]] = wait
+        shell.put(numbered(opportunity, 0), numbered(opportunity, 1, net_bps="1"))
+        await shell.until(lambda: shell.bench.models.asked)
+        assert shell.decisions() == []
+        gate.set()
+        await shell.until(lambda: len(shell.decisions()) == 2)
+        assert [decision.reason for decision in shell.decisions()] == ["score", "rules"]
+
+
+async def test_the_offset_waits_for_the_delivery(running, opportunity):
+    async with running() as (shell, _):
+        shell.publisher.deliver = False
+        shell.put(opportunity(), numbered(opportunity, 7, phase="closed"))
+        await shell.until(lambda: shell.publisher.held)
+        await asyncio.sleep(0.02)
+        assert shell.consumer.stored == {}, "not past a decision that is not delivered"
+        shell.publisher.held.pop()(None)
+        await shell.until(lambda: shell.consumer.stored)
+        assert shell.consumer.stored == {(topics.OPPORTUNITIES, 3): 2}
+
+
+async def test_updates_and_redeliveries_are_decided_once(running, opportunity):
+    async with running() as (shell, _):
+        shell.put(opportunity(), opportunity(phase="updated"), opportunity())
+        await shell.until(lambda: shell.consumer.stored == {(topics.OPPORTUNITIES, 3): 3})
+        assert len(shell.decisions()) == 1
+        assert len(shell.bench.models.asked) == 3
+
+
+async def test_what_is_no_opportunity_goes_to_the_dead_letters(running, opportunity):
+    async with running() as (shell, _):
+        shell.put(b"{}", b"\xff", opportunity())
+        await shell.until(lambda: shell.consumer.stored == {(topics.OPPORTUNITIES, 3): 3})
+        assert len(shell.publisher.of(topics.dlq(topics.OPPORTUNITIES))) == 2
+        assert len(shell.decisions()) == 1
+
+
+async def test_what_was_decided_by_another_before_is_not_paid_for_again(running, opportunity):
+    async with running() as (shell, _):
+        elsewhere = await shell.bench.decide(opportunity())
+        before = len(shell.bench.models.asked)
+        earlier = elsewhere.model_copy(update={"panel": elsewhere.panel.model_copy(update={"version": "ffffffff"})})
+        record = Record(topics.DECISIONS, 0, 0, b"BTC", earlier.encode(), 0, ())
+        await asyncio.to_thread(shell.service.on_assigned, [(topics.OPPORTUNITIES, 3)], lambda: [record])
+        shell.put(opportunity(), numbered(opportunity, 10))
+        await shell.until(lambda: shell.consumer.stored == {(topics.OPPORTUNITIES, 3): 2})
+        assert [int(decision.opportunity_id, 16) for decision in shell.decisions()] == [10]
+        assert len(shell.bench.models.asked) == before + 3
+
+
+async def test_a_decision_that_kafka_does_not_take_ends_the_service(running, opportunity):
+    class Refused:
+        def str(self):
+            return "no"
+
+    async with running() as (shell, task):
+        shell.publisher.deliver = False
+        shell.put(opportunity())
+        await shell.until(lambda: shell.publisher.held)
+        shell.publisher.held.pop()(Refused())
+        with pytest.raises(BrokerUnavailable, match="did not take a decision: no"):
+            await task
+        assert shell.consumer.stored == {}
+
+
+async def test_stopped_it_finishes_what_is_in_flight(running, opportunity):
+    async with running() as (shell, task):
+
+        async def a_while():
+            await asyncio.sleep(0.1)
+            return role_answer()
+
+        shell.bench.models.scripts[shell.bench.models.roles["risk"]] = a_while
+        shell.put(opportunity())
+        await shell.until(lambda: shell.bench.models.asked)
+        shell.stop.set()
+        await task
+        assert [type(decision) for decision in shell.decisions()] == [Decision]
+        assert shell.consumer.stored == {(topics.OPPORTUNITIES, 3): 1}
+
+
+async def test_a_backlog_of_expired_opportunities_makes_no_task_and_no_call(running, opportunity):
+    async with running() as (shell, _):
+        before = len(asyncio.all_tasks())
+        most = 0
+        for n in range(500):
+            shell.put(numbered(opportunity, n, expires_ns=NOW_NS))
+            most = max(most, len(asyncio.all_tasks()))
+        await shell.until(lambda: len(shell.decisions()) == 500)
+        assert {decision.reason for decision in shell.decisions()} == {"expired"}
+        assert shell.bench.models.asked == []
+        assert most <= before
