@@ -47,6 +47,7 @@ bench: $(READY) ## the benchmarks: tables, and JSON in benchmarks/results
 	@$(VENV)/bin/python benchmarks/detector.py
 	@$(VENV)/bin/python benchmarks/latency.py
 	@$(VENV)/bin/python benchmarks/memory.py
+	@$(VENV)/bin/python benchmarks/decider.py
 
 fuzz: $(READY) ## new examples for the property tests, then a million damaged frames an adapter; ARGS="--exchange kraken"
 	@$(VENV)/bin/pytest -q --hypothesis-profile=fuzz $$(grep -rl hypothesis tests --include="test_*.py")

@@ -4,12 +4,14 @@ It is kept out of our environment (it brings dozens of packages, some compiled) 
 the first run needs a package index.
 """
 
+import contextlib
+import fcntl
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from shared.settings import cache_dir
@@ -29,7 +31,7 @@ def is_prepared(name: str, packages: Sequence[str]) -> bool:
 
 
 def prepare(name: str, packages: Sequence[str]) -> Path:
-    """Python of an environment that has `packages`; made on the first call.
+    """Python of an environment that has `packages` (or options of `pip install`); made on the first call.
 
     Raises:
         RuntimeError: it cannot be installed; with pip's last words.
@@ -39,7 +41,9 @@ def prepare(name: str, packages: Sequence[str]) -> Path:
     if is_prepared(name, packages):
         return python
     home.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=home.parent, prefix="making-") as folder:
+    with _alone(home), tempfile.TemporaryDirectory(dir=home.parent, prefix="making-") as folder:
+        if is_prepared(name, packages):
+            return python  # another process made it while this one waited
         made = Path(folder) / "environment"
         call(name, [sys.executable, "-m", "venv", str(made)])
         # What comes as source wants a C compiler and Python's headers.
@@ -48,6 +52,14 @@ def prepare(name: str, packages: Sequence[str]) -> Path:
         shutil.rmtree(home, ignore_errors=True)
         os.rename(made, home)  # whole or not at all; an environment's python finds its packages from where it stands
     return python
+
+
+@contextlib.contextmanager
+def _alone(home: Path) -> Iterator[None]:
+    """One process at a time makes this environment; the lock ends with its process."""
+    with home.with_name(f"{home.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def call(name: str, command: list[str], limit_s: float = INSTALL_S) -> str:

@@ -1,4 +1,5 @@
-"""The detector's benchmarks run: a number that nobody can measure any more is no number. What they find is not judged."""
+"""The benchmarks of detector and decider run: a number that nobody can measure any more is no number. What they find is
+not judged."""
 
 import importlib.util
 import sys
@@ -9,7 +10,7 @@ from types import ModuleType
 import pytest
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
-NEIGHBOURS = ("common", "market", "other_env", "quix_env")
+NEIGHBOURS = ("common", "latency", "market", "other_env", "quix_env")
 
 
 @pytest.fixture
@@ -47,6 +48,26 @@ def test_gaps_reach_a_reader_through_a_detector_and_a_relay(benchmark, broker):
     assert [row["path"] for row in rows] == ["relay", "detector"]
     assert all(row["gaps"] > 0 and row["p50_ms"] > 0 for row in rows)
     assert [row["of"] for row in ratios] == ["p50", "p99"]
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("part", ["added", "rules", "memory"])
+def test_a_decider_is_measured(benchmark, broker, tmp_path, part):
+    measured = benchmark("decider")
+    if part == "added":
+        rows, added, _ = measured.added_time(broker, tmp_path, rate=5, seconds=2, rounds=1)
+        assert len(added.inside) == len(added.slowest) > 0
+        assert min(added.slowest) >= measured.LATENCY_MS[0], "a model's own time is at least what was drawn for it"
+        assert min(added.inside) > 0, "and nobody decides before it has answered"
+        assert [row["n"] > 0 for row in rows] == [True] * 5
+    elif part == "rules":
+        rows, ratio = measured.rules_only(broker, tmp_path, 500, 1)
+        assert [row["messages"] >= 500 for row in rows] == [True] * 3
+        assert ratio > 0
+    else:
+        row = measured.memory(broker, tmp_path, 500, 4000, every_s=0.05)
+        assert row["rss_MiB_warm"] > 0
+        assert row["blocks_end"] > 0
 
 
 def test_every_number_of_symbols_has_the_same_share_of_crossings(benchmark):
