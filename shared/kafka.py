@@ -45,6 +45,9 @@ Headers = list[tuple[str, bytes]]
 Place = tuple[str, int]
 """Topic and partition."""
 
+ROOM_WAIT_S = 0.5
+"""How long an owner thread waits for room without polling, before it pauses its assignment."""
+
 READ_WAIT_S = 0.05
 """How long an owner thread waits for a message: short, because commands and signals wait for it too."""
 
@@ -842,6 +845,7 @@ class ConsumerThread:
         self._batches: asyncio.Queue[list[Record] | Exception | None] = asyncio.Queue()
         self._handed_over = 0
         self._released = 0
+        self._freed = threading.Event()
         self._paused = False
         self._changed = False
         self._stop = threading.Event()
@@ -883,6 +887,8 @@ class ConsumerThread:
     def release(self, count: int) -> None:
         """Say that `count` records are dealt with. Call it from the event loop's thread."""
         self._released += count
+        if self._handed_over - self._released <= self._high_water // 2:
+            self._freed.set()
 
     def store(self, topic: str, partition: int, next_offset: int) -> None:
         """Store an offset (the next one to read) for the background commit. Any thread."""
@@ -914,6 +920,7 @@ class ConsumerThread:
             self._loop.call_soon_threadsafe(self._set_ready, None)
             while not self._stop.is_set():
                 self.drain_commands(consumer)
+                self._wait_for_room()
                 self._apply_back_pressure(consumer)
                 records = read(consumer)
                 if records:
@@ -964,6 +971,14 @@ class ConsumerThread:
     def _lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         if self._on_revoked is not None:
             self._on_revoked([(p.topic, p.partition) for p in partitions])
+
+    def _wait_for_room(self) -> None:
+        """A moment, before the assignment is paused: a pause throws away what has been fetched already."""
+        if self._paused or self._handed_over - self._released <= self._high_water:
+            return
+        self._freed.clear()
+        if self._handed_over - self._released > self._high_water // 2:  # nothing was released in between
+            self._freed.wait(ROOM_WAIT_S)
 
     def _apply_back_pressure(self, consumer: Consumer) -> None:
         waiting = self._handed_over - self._released

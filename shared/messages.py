@@ -25,7 +25,7 @@ Money = Annotated[Decimal, PlainSerializer(lambda d: format(d, "f"), return_type
 Level = tuple[float, float]
 """Price (quote per base) and size (base)."""
 
-Nanoseconds = Annotated[int, Field(ge=0)]
+Nanoseconds = Annotated[int, Field(ge=0, le=2**63 - 1)]
 
 BookState = Literal["live", "syncing", "stale", "gap", "crossed", "checksum", "disconnected", "halted"]
 Phase = Literal["opened", "updated", "closed"]
@@ -584,6 +584,23 @@ TICK_KINDS: dict[type[Tick], str] = {
     kind: str(kind.__struct_config__.tag) for kind in (BookTick, TradeTick, HealthTick, RateTick)
 }
 _TICK = msgspec.json.Decoder(Tick)
+
+
+class _Decided(msgspec.Struct, tag_field="kind", tag="decision"):
+    opportunity_id: str
+
+
+_DECIDED = msgspec.json.Decoder(_Decided)
+
+
+def decided_opportunity(value: bytes | None) -> str | None:
+    """Which opportunity a `decision` is about; None: the value is none. For a tail of hundreds of thousands."""
+    try:
+        return _DECIDED.decode(value or b"").opportunity_id
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
 _LEVELS = msgspec.json.Decoder(list[Level])
 
 

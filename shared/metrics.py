@@ -44,6 +44,7 @@ MODEL_LATENCY_MS = Histogram("arb_model_latency_ms", "Time of a model call (ms)"
 MODEL_COST_USD = Counter("arb_model_cost_usd_total", "Cost of model calls (USD)", ["provider"])
 MODEL_TOKENS = Counter("arb_model_tokens_total", "Tokens used: in, cached (of those), out", ["provider", "kind"])
 MODEL_GUARD = Gauge("arb_model_guard", "1 for the state in which a model's guard is", ["provider", "model", "state"])
+BRIER = Gauge("arb_brier", "Brier score by the weights file: 0 is perfect, 0.25 a coin", ["role", "model"])
 ROLLBACKS = Counter("arb_candidate_rollbacks_total", "Candidates that were rolled back", ["role", "model"])
 PANEL_MS = Histogram("arb_panel_ms", "Time of a panel (ms)", buckets=_LATENCY_MS)
 BUDGET_LEFT_USD = Gauge("arb_budget_left_usd", "Left under a cap (USD)", ["cap"])

@@ -25,8 +25,8 @@ from shared import symbols
 from shared.errors import SettingsError, UnknownExchange
 
 PREFIX = "ARB_"
-NOT_SETTINGS = ("ARB_CONFIG", "ARB_TEST_BROKER", "ARB_CACHE_DIR")
-"""Variables of ours that are read elsewhere: settings file, the tests' broker, cache folder."""
+NOT_SETTINGS = ("ARB_CONFIG", "ARB_TEST_BROKER", "ARB_TEST_LITELLM", "ARB_CACHE_DIR")
+"""Variables of ours that are read elsewhere: settings file, the tests' broker and gateway, cache folder."""
 
 Bps = Annotated[Decimal, Field(ge=-10_000, le=100_000)]
 Usd = Annotated[Decimal, Field(ge=0)]
@@ -313,6 +313,7 @@ class ModelSettings(_Section):
         request_if_refused: Used instead from then on, once `request` has been answered by a 400.
         slow_ms: An answer that takes longer is used, but counts as slow.
         p95_ms: When a hedge may be sent.
+        timeout_ms: When a call is given up; None: when the panel ends, or early enough to ask the role's fallback.
         shutdown_date: The provider's last day for it: after it the start fails.
     """
 
@@ -324,6 +325,7 @@ class ModelSettings(_Section):
     max_out: int = Field(ge=16, le=4096)
     slow_ms: int = Field(default=1200, ge=1)
     p95_ms: int = Field(default=1000, ge=1)
+    timeout_ms: int | None = Field(default=None, ge=1)
     prices: tuple[Price, ...] = Field(min_length=1)
     shutdown_date: datetime.date | None = None
 

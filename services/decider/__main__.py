@@ -16,12 +16,12 @@ from services.decider.guards import Guards
 from services.decider.judge import Terms
 from services.decider.models import Models
 from services.decider.role import Desk
-from services.decider.service import GROUP, TAIL_MS, Service
+from services.decider.service import GROUP, TAIL_MS, TAIL_S, Service
 from services.decider.state import State, state_file
 from services.decider.trials import Trials
 from services.decider.upkeep import Upkeep
 from shared import cluster, kafka, process, topics
-from shared.settings import ModelSettings, Settings
+from shared.settings import ModelSettings, RoleSettings, Settings
 
 log = structlog.get_logger()
 
@@ -44,32 +44,38 @@ def main(settings: Settings) -> None:
         cluster.require_topics(settings.kafka, [topics.OPPORTUNITIES, *WRITTEN])
         trials = Trials(settings, state.rolled_back(), state.roll_back)
         desk = Desk(settings, models, Guards(settings), Budget(settings, state), trials)
-        trials.weigh(weights, desk.clock())
+        for role, why in trials.weigh(weights, desk.clock()):
+            log.error("candidate rolled back", role=role, why=why)
         publisher = kafka.Publisher(kafka.event_producer(settings.kafka, "decider"), drop_when_full=False)
         try:
-            process.run_async(lambda stop: _run(terms, desk, publisher, stop))
+            process.run_async(lambda stop: _run(terms, desk, state, publisher, stop))
         finally:
-            publisher.close()
+            publisher.close(2.0)
     finally:
         state.close()
 
 
-async def _run(terms: Terms, desk: Desk, publisher: kafka.Publisher, stop: asyncio.Event) -> None:
+async def _run(terms: Terms, desk: Desk, state: State, publisher: kafka.Publisher, stop: asyncio.Event) -> None:
     settings, models = desk.settings, desk.models
     if not models.any():
         log.warning("no provider has a key: decisions rest on rules only", set_one_of=", ".join(models.missing()))
+    elif mute := sorted(role for role, chosen in settings.roles.items() if not _speaks(chosen, models)):
+        log.warning("roles without a key abstain", roles=mute, set=", ".join(models.missing()), risk=_NO_RISK)
     newest = Newest()
     decider = Decider(terms, desk, newest)
     service = Service(decider, newest, publisher)
     consumer = kafka.ConsumerThread(
         kafka.event_consumer(settings.kafka, "decider", GROUP),
         [topics.OPPORTUNITIES],
-        high_water=200,
+        high_water=1000,
         auto_release=False,
         on_assigned=lambda partitions: service.on_assigned(
             partitions,
             lambda: kafka.read_range(
-                kafka.reader(settings.kafka, "decider"), topics.DECISIONS, int(time.time() * 1000) - TAIL_MS
+                kafka.reader(settings.kafka, "decider"),
+                topics.DECISIONS,
+                int(time.time() * 1000) - TAIL_MS,
+                TAIL_S,
             ),
         ),
         on_revoked=service.on_revoked,
@@ -77,7 +83,7 @@ async def _run(terms: Terms, desk: Desk, publisher: kafka.Publisher, stop: async
     beside = [
         asyncio.create_task(_warm(terms, desk)),
         asyncio.create_task(models.keep_warm()),
-        asyncio.create_task(Upkeep(decider, desk).run()),
+        asyncio.create_task(Upkeep(decider, desk, state).run()),
     ]
     try:
         await service.run(consumer, stop)
@@ -87,6 +93,13 @@ async def _run(terms: Terms, desk: Desk, publisher: kafka.Publisher, stop: async
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.gather(*beside, return_exceptions=True)
         await models.close()
+
+
+_NO_RISK = "without the risk role nothing is executed"
+
+
+def _speaks(role: RoleSettings, models: Models) -> bool:
+    return models.has(role.provider) or (role.fallback is not None and models.has(role.fallback.provider))
 
 
 async def _warm(terms: Terms, desk: Desk) -> None:

@@ -10,34 +10,42 @@ from services.decider.judge import Case, Terms
 from services.decider.role import Desk, NoModel, Purse, RoleAsker, on_trial
 from services.decider.scoring import ROLES
 from shared import metrics
-from shared.messages import Arrival, Audit, Decision, Opportunity, Role, RoleRecord, Shadow
+from shared.messages import Arrival, Decision, Opportunity, Role, RoleRecord, Shadow
 
 MS = 1_000_000
+KEPT_NS = 60_000 * MS
 
 Route = tuple[str, ...]
 
 
 class Newest:
-    """The newest state of each opportunity that was read, for the last check, and the newest of each route. Bounded."""
+    """The newest state of each opportunity that was read, for the last check, and the newest of each route.
+
+    Bounded: what expired a minute ago is forgotten (too old for any model), and so is the oldest of too many.
+    """
 
     def __init__(self, most: int = 20_000) -> None:
         self._held: OrderedDict[str, Opportunity] = OrderedDict()
-        self._of_route: OrderedDict[Route, tuple[int, str]] = OrderedDict()
+        self._of_route: OrderedDict[Route, str] = OrderedDict()
         self._most = most
 
-    def take(self, opportunity: Opportunity) -> None:
+    def take(self, opportunity: Opportunity, now_ns: int) -> None:
         """Keep it, unless something newer of the same opportunity is held."""
         held = self._held.pop(opportunity.opportunity_id, None)
         if held is not None and held.detected_ns > opportunity.detected_ns:
             opportunity = held
         self._held[opportunity.opportunity_id] = opportunity
-        if len(self._held) > self._most:
+        while self._held:
+            oldest = next(iter(self._held.values()))
+            if len(self._held) <= self._most and oldest.expires_ns + KEPT_NS >= now_ns:
+                break
             self._held.popitem(last=False)
-        route = judge.route_of(opportunity)
-        mine = (opportunity.opened_ns, opportunity.opportunity_id)
-        self._of_route[route] = max(self._of_route.pop(route, mine), mine)
-        if len(self._of_route) > self._most:
-            self._of_route.popitem(last=False)
+        if held is None:  # in the order of reading: clocks of detectors differ, and can be set back
+            route = judge.route_of(opportunity)
+            self._of_route.pop(route, None)
+            self._of_route[route] = opportunity.opportunity_id
+            if len(self._of_route) > self._most:
+                self._of_route.popitem(last=False)
 
     def get(self, opportunity: Opportunity) -> Opportunity:
         """The newest message of this opportunity that was read."""
@@ -45,8 +53,8 @@ class Newest:
 
     def superseded(self, opportunity: Opportunity) -> bool:
         """Whether a newer opportunity of the same route was read."""
-        mine = (opportunity.opened_ns, opportunity.opportunity_id)
-        return self._of_route.get(judge.route_of(opportunity), mine) > mine
+        mine = opportunity.opportunity_id
+        return self._of_route.get(judge.route_of(opportunity), mine) != mine
 
 
 class _Cached(NamedTuple):
@@ -74,6 +82,10 @@ class Decider:
         self._cache: OrderedDict[Route, _Cached] = OrderedDict()
         self._keys = desk.models.any()
 
+    def now_ns(self) -> int:
+        """Of the clock that decisions are made by."""
+        return self._desk.clock()
+
     @property
     def terms(self) -> Terms:
         """What new cases are judged by."""
@@ -84,12 +96,12 @@ class Decider:
         self._terms = terms
         self._cache.clear()
 
-    def quick(self, opportunity: Opportunity) -> Case | None:
-        """The case, if no model need be asked; else None."""
-        case = self._admitted(opportunity, superseded=False)
+    def quick(self, opportunity: Opportunity, raw: bytes | None = None) -> Case | None:
+        """The case, if no model need be asked; else None. `raw`: the message as it was read, for the audit."""
+        case = self._admitted(opportunity, raw, superseded=False)
         return case if self._stopped(case) else None
 
-    async def consider(self, opportunity: Opportunity) -> Case:
+    async def consider(self, opportunity: Opportunity, raw: bytes | None = None) -> Case:
         """The case, by the panel or by what it said a moment ago; at most the panel's deadline from its turn on.
 
         Opportunities of one route are asked about one at a time; one that has been superseded meanwhile is not.
@@ -100,9 +112,10 @@ class Decider:
         self._flights[route] = over = asyncio.Event()
         try:
             async with self._panels:
-                case = self._admitted(opportunity, superseded=self._newest.superseded(opportunity))
+                case = self._admitted(opportunity, raw, superseded=self._newest.superseded(opportunity))
                 if not self._stopped(case) and not self._from_cache(case, route):
                     await self._ask(case)
+                    self._keep(case, route)
             return case
         finally:
             del self._flights[route]
@@ -113,17 +126,11 @@ class Decider:
         case.newest = self._newest.get(case.opportunity)
         case.decided_ns = self._desk.clock()
         case.killed = case.killed or self._killed()
-        decision = judge.conclude(case, self._of(case))
-        self._keep(case, decision)
-        return decision
-
-    def audit(self, case: Case, decision: Decision) -> Audit:
-        """All that the decision rests on."""
-        return judge.audit(case, decision)
+        return judge.conclude(case, self._of(case))
 
     # ------------------------------------------------ facts
 
-    def _admitted(self, opportunity: Opportunity, *, superseded: bool) -> Case:
+    def _admitted(self, opportunity: Opportunity, raw: bytes | None, *, superseded: bool) -> Case:
         newest = self._newest.get(opportunity)
         return Case(
             opportunity=opportunity,
@@ -134,17 +141,24 @@ class Decider:
             killed=self._killed(),
             superseded=superseded,
             terms=self._terms,
+            raw=raw,
         )
 
     def _stopped(self, case: Case) -> bool:
-        return judge.admit(case, rules.check(case.opportunity, self._desk.settings), self._of(case)) is not None
+        case.checked = rules.check(case.opportunity, self._desk.settings)
+        return judge.admit(case, case.checked, self._of(case)) is not None
 
     def _of(self, case: Case) -> Terms:
         return case.terms or self._terms
 
     def _killed(self) -> bool:
         switch: Path | None = self._decider.kill_switch
-        return switch is not None and switch.exists()
+        if switch is None:
+            return False
+        try:
+            return switch.exists()
+        except OSError:  # nobody can say that it is off
+            return True
 
     async def _ask(self, case: Case) -> None:
         desk, opportunity, terms = self._desk, case.opportunity, self._of(case)
@@ -170,23 +184,22 @@ class Decider:
         cached = self._cache.get(route)
         if (
             cached is None
-            or case.admitted_ns - cached.at_ns > self._decider.verdict_ttl_ms * MS
+            or not 0 <= case.admitted_ns - cached.at_ns < self._decider.verdict_ttl_ms * MS  # a clock may be set back
             or cached.regime != judge.regime(case.opportunity)
         ):
             return False
         case.cached_from, case.records, case.arrivals = cached.decision_id, cached.records, cached.arrivals
         return True
 
-    def _keep(self, case: Case, decision: Decision) -> None:
+    def _keep(self, case: Case, route: Route) -> None:
         """Answers of a whole panel may be used again; those of one in which something failed may not."""
-        if case.asked_ns is None or case.late or decision.mode == "rules_only" or case.terms is not self._terms:
+        if case.asked_ns is None or case.late or case.terms is not self._terms:
             return
         if not all(record.answer is not None or record.outcome == "unneeded" for record in case.records.values()):
             return
-        route = judge.route_of(case.opportunity)
         self._cache.pop(route, None)
         self._cache[route] = _Cached(
-            decision.decision_id,
+            self._terms.decision_id(case.opportunity.opportunity_id),
             case.asked_ns + case.elapsed_ms * MS,
             judge.regime(case.opportunity),
             {role: judge.reused(record) for role, record in case.records.items()},

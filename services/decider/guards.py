@@ -102,7 +102,14 @@ class Guards:
         return None
 
     def report(
-        self, provider: str, model: str, outcome: str, now_s: float, retry_after_s: float | None = None
+        self,
+        provider: str,
+        model: str,
+        outcome: str,
+        now_s: float,
+        retry_after_s: float | None = None,
+        *,
+        alone: bool = False,
     ) -> str | None:
         """What became of a call that was allowed, once for each.
 
@@ -111,6 +118,8 @@ class Guards:
                 breaker's trial back, not what it took of the buckets.
             retry_after_s: How long the provider asks us to wait ("rate_limited" only); None, or nothing that can be
                 waited for: it does not say.
+            alone: What it says of key, quota and limits is held against this model only: a candidate on trial must not
+                take the provider's other models down, nor a model that this key may not use.
 
         Returns:
             A line for an operator if one should know: the key was refused, the quota is used up, the model was
@@ -125,6 +134,12 @@ class Guards:
         if outcome in UNDERSTOOD:
             this.bad_requests = 0
         match outcome:
+            case "auth" | "quota" if alone:
+                told, this.disabled = this.disabled, True
+                words = "this key may not use it" if outcome == "auth" else "its quota is used up"
+                return None if told else f"{model} at {provider}: {words}; it is not asked until the next start"
+            case "rate_limited" if alone:
+                return None
             case "auth":
                 return self._refuse_key(provider, its)
             case "quota":

@@ -34,6 +34,8 @@ from shared.settings import Settings
 from shared.weights import Weights
 
 MS = 1_000_000
+AHEAD_NS = 2_000 * MS
+"""How far a detector's clock may be ahead of ours before nothing is executed by it."""
 
 NOT_OF_THE_PANEL = {"state_file", "weights_file", "kill_switch", "probe", "ping_s"}
 """Settings of `[decider]` that change no decision."""
@@ -43,6 +45,7 @@ class Reason(StrEnum):
     """What a decision rests on. Closed list; the panel's own reasons are those of `scoring.Why`."""
 
     EXPIRED = "expired"  # its time was over before or while it was judged
+    CLOCK = "clock"  # detected in the future by our clock: one of the clocks is wrong
     TOO_OLD = "too_old"  # detected longer ago than decider.max_age_ms
     CLOSED = "closed"  # the detector closed it
     SUPERSEDED = "superseded"  # a newer opportunity of the same route was waiting
@@ -94,7 +97,8 @@ class Case:
     """One opportunity on its way to a decision, with every fact that the decision rests on.
 
     Attributes are those of `messages.Audit`; `records` by role, of the panel or (`cached_from`) of an earlier one.
-    `terms` are those that it began with, also if others count for new cases meanwhile; None: out of a record.
+    `terms` are those that it began with, also if others count for new cases meanwhile, and `checked` what the rules of
+    those terms say; None: out of a record. `raw` is the opportunity as it was read.
     """
 
     opportunity: Opportunity
@@ -115,6 +119,8 @@ class Case:
     newest: Opportunity | None = None
     decided_ns: int = 0
     terms: Terms | None = None
+    checked: Rules | None = None
+    raw: bytes | None = None
 
 
 class Stopped(NamedTuple):
@@ -126,8 +132,10 @@ class Stopped(NamedTuple):
 
 def route_of(opportunity: Opportunity) -> tuple[str, ...]:
     """What makes two opportunities rivals: the same orders on the same exchanges."""
-    legs = opportunity.legs or (opportunity.buy, opportunity.sell)
-    return (opportunity.base, *(text for leg in legs for text in (leg.exchange, leg.symbol)))
+    if not opportunity.legs:
+        buy, sell = opportunity.buy, opportunity.sell
+        return opportunity.base, buy.exchange, buy.symbol, sell.exchange, sell.symbol
+    return (opportunity.base, *(text for leg in opportunity.legs for text in (leg.side, leg.exchange, leg.symbol)))
 
 
 def regime(opportunity: Opportunity) -> tuple[object, ...]:
@@ -152,6 +160,8 @@ def admit(case: Case, checked: Rules, terms: Terms) -> Stopped | None:
         return Stopped("hold", Reason.CLOSED)
     if case.admitted_ns >= case.admitted_expires_ns:
         return Stopped("hold", Reason.EXPIRED)
+    if case.opportunity.detected_ns - case.admitted_ns > AHEAD_NS:
+        return Stopped("hold", Reason.CLOCK)
     if case.admitted_ns - case.opportunity.detected_ns > decider.max_age_ms * MS:
         return Stopped("hold", Reason.TOO_OLD)
     if case.superseded:
@@ -181,6 +191,8 @@ def gate(newest: Opportunity, now_ns: int, killed: bool, terms: Terms) -> Reason
         return Reason.CLOSED
     if now_ns >= newest.expires_ns:
         return Reason.EXPIRED
+    if newest.detected_ns - now_ns > AHEAD_NS:
+        return Reason.CLOCK
     if now_ns - newest.detected_ns > terms.settings.decider.max_silence_ms * MS:
         return Reason.SILENT
     if rules.check(newest, terms.settings).result != "pass":
@@ -218,7 +230,7 @@ def conclude(case: Case, terms: Terms) -> Decision:
     Raises:
         ValueError: the case says that the panel was asked, but nothing in it ends the panel (a damaged record).
     """
-    checked = rules.check(case.opportunity, terms.settings)
+    checked = case.checked or rules.check(case.opportunity, terms.settings)
     stopped = admit(case, checked, terms)
     votes: dict[Role, Vote] = dict.fromkeys(ROLES, ABSTAINED)
     mode: Mode = "rules_only"
@@ -258,19 +270,19 @@ def _decision(
     low, high = scoring.interval(votes)
     p_edge, p_low = terms.pooling.pool(votes)
     records = [case.records[role] for role in ROLES if role in case.records]
-    return Decision(
+    return Decision.model_construct(  # of parts that are valid: validating them again is half of a decision's time
         decision_id=terms.decision_id(opportunity.opportunity_id),
         opportunity_id=opportunity.opportunity_id,
         base=opportunity.base,
         outcome=outcome,
         mode=mode,
         reason=reason.value,
-        score=Score(low=low, high=high, threshold=terms.settings.decider.threshold),
+        score=Score.model_construct(low=low, high=high, threshold=terms.settings.decider.threshold),
         p_edge=p_edge,
         p_low=p_low,
         rules=checked,
         roles=records,
-        panel=Panel(
+        panel=Panel.model_construct(
             version=terms.version,
             deadline_ms=case.deadline_ms,
             elapsed_ms=case.elapsed_ms,
@@ -316,6 +328,31 @@ def audit(case: Case, decision: Decision) -> Audit:
         arrivals=case.arrivals,
         late=case.late,
         questions=case.questions,
+    )
+
+
+def audited(case: Case, decision: bytes) -> bytes:
+    """What `audit` gives, encoded; the decision and the opportunity are not encoded again, they are the most of it."""
+    raw = case.raw if case.raw is not None and b"\n" not in case.raw else case.opportunity.encode()
+    changed = case.newest is not None and case.newest is not case.opportunity
+    return orjson.dumps(
+        {
+            "kind": "audit",
+            "v": 1,
+            "decision": orjson.Fragment(decision),
+            "opportunity": orjson.Fragment(raw),
+            "newest": orjson.Fragment(case.newest.encode()) if changed and case.newest is not None else None,
+            "admitted_ns": case.admitted_ns,
+            "admitted_closed": case.admitted_closed,
+            "admitted_expires_ns": case.admitted_expires_ns,
+            "superseded": case.superseded,
+            "killed": case.killed,
+            "keys": case.keys,
+            "asked_ns": case.asked_ns,
+            "arrivals": [arrival.model_dump() for arrival in case.arrivals],
+            "late": case.late,
+            "questions": [question.model_dump() for question in case.questions],
+        }
     )
 
 

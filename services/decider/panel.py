@@ -8,9 +8,13 @@ import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
+import structlog
+
 from services.decider import judge
 from services.decider.judge import Terms
 from shared.messages import Arrival, Role, RoleRecord
+
+log = structlog.get_logger()
 
 
 class Asker(Protocol):
@@ -18,6 +22,9 @@ class Asker(Protocol):
 
     async def ask(self) -> RoleRecord:
         """The role's answer or abstention. Never raises but CancelledError."""
+
+    def barred(self) -> bool:
+        """Whether it is certain to abstain, without a call."""
 
     def stopped(self, outcome: str) -> RoleRecord:
         """After a cancellation: the record, with `late` or `unneeded` for the call that was cut off."""
@@ -43,7 +50,16 @@ async def run(
     began = monotonic()
     records: dict[Role, RoleRecord] = {}
     arrivals: list[Arrival] = []
-    tasks = {asyncio.create_task(asker.ask()): role for role, asker in askers.items()}
+    # Who is certain to abstain does so first: if that decides (no risk role, no execution), nobody else is paid.
+    barred = sorted(role for role, asker in askers.items() if asker.barred())
+    for role in barred:
+        records[role] = await askers[role].ask()
+    if barred:
+        arrivals.append(Arrival(roles=barred, after_ms=_ms(began, monotonic)))
+        if judge.votes_after(arrivals, records, late=False, terms=terms)[1] is not None:
+            rest = {role: asker.stopped("unneeded") for role, asker in askers.items() if role not in records}
+            return PanelResult({**records, **rest}, arrivals, False, _ms(began, monotonic))
+    tasks = {asyncio.create_task(asker.ask()): role for role, asker in askers.items() if role not in records}
     running = set(tasks)
     late = False
     try:
@@ -56,7 +72,7 @@ async def run(
                 late = True
                 break
             roles = sorted(tasks[task] for task in done)
-            records.update((tasks[task], task.result()) for task in done)
+            records.update((tasks[task], _result(task, askers[tasks[task]])) for task in done)
             arrivals.append(Arrival(roles=roles, after_ms=_ms(began, monotonic)))
             if judge.votes_after(arrivals, records, late=False, terms=terms)[1] is not None:
                 break
@@ -72,6 +88,15 @@ async def run(
             result if isinstance(result, RoleRecord) else askers[role].stopped("late" if late else "unneeded")
         )
     return PanelResult(records, arrivals, late, elapsed_ms)
+
+
+def _result(task: asyncio.Task[RoleRecord], asker: Asker) -> RoleRecord:
+    """The record. An asker that raises has a fault: its role abstains. Only its kind is told: words can hold keys."""
+    error = task.exception()
+    if error is None:
+        return task.result()
+    log.error("a role failed", error=type(error).__name__)
+    return asker.stopped("invalid")
 
 
 def _ms(began: float, monotonic: Callable[[], float]) -> int:

@@ -28,11 +28,22 @@ from shared.settings import Candidate, ModelChoice, Settings
 log = structlog.get_logger()
 
 INSTEAD = frozenset(
-    ("server", "network", "saturated", "skipped:breaker", "skipped:not_before", "skipped:limiter", "skipped:disabled")
+    (
+        "late",
+        "server",
+        "network",
+        "saturated",
+        "skipped:breaker",
+        "skipped:not_before",
+        "skipped:limiter",
+        "skipped:disabled",
+    )
 )
 """Outcomes after which another model may be asked: nothing was answered, and this model is the reason."""
 
 NS = 1_000_000_000
+TURN_S = 0.05
+"""Spare time for going on to the next model, beside the least that it needs itself."""
 
 
 @dataclass(frozen=True)
@@ -110,14 +121,26 @@ class RoleAsker:
         for place, (choice, via) in enumerate(chain):
             if place > 0 and not self._time_left():
                 break
-            hedge = chain[place + 1][0] if place + 1 < len(chain) and self._may_hedge(via) else None
-            best = await (self._call(choice, via) if hedge is None else self._hedged(choice, via, hedge))
-            self._close_losers()
-            assert best.record is not None
-            if hedge is not None or best.record.outcome not in INSTEAD:
+            instead = chain[place + 1][0] if place + 1 < len(chain) else None
+            hedged = False
+            if instead is not None and via == "primary" and self.desk.settings.guards.hedge:
+                best, hedged = await self._hedged(choice, via, instead)
+                self._close_losers()
+            else:
+                best = await self._call(choice, via, another=instead is not None)
+            if hedged or not self._failed(best):
                 break
         assert best is not None
         return self._record(best)
+
+    def barred(self) -> bool:
+        """Whether no model of the chain may be asked now: then `ask` comes back at once, with an abstention."""
+        desk = self.desk
+        return all(
+            not desk.models.has(choice.provider)
+            or desk.guards.state(choice.provider, choice.model, desk.monotonic()) in ("disabled", "open", "waiting")
+            for choice, _ in self._chain()
+        )
 
     def stopped(self, outcome: str) -> RoleRecord:
         """The record after a cancellation: a call that was cut off may be billed all the same, so its money stands."""
@@ -150,27 +173,26 @@ class RoleAsker:
     def _time_left(self) -> bool:
         return self.ends - self.desk.monotonic() >= self.desk.settings.decider.min_useful_ms / 1000
 
-    def _may_hedge(self, via: Via) -> bool:
-        return via == "primary" and self.desk.settings.guards.hedge
+    async def _hedged(self, choice: ModelChoice, via: Via, other: ModelChoice) -> tuple[_Call, bool]:
+        """Ask the other too once this one takes longer than usual; the first that is no failure counts.
 
-    async def _hedged(self, choice: ModelChoice, via: Via, other: ModelChoice) -> _Call:
-        """Ask the other too once this one takes longer than usual (or fails early); the first good answer counts."""
-        first = asyncio.create_task(self._call(choice, via))
-        tasks = {first}
+        Returns:
+            The call that counts, and whether the other was asked: else it is still there as a fallback.
+        """
+        first = asyncio.create_task(self._call(choice, via, another=True))
+        tasks = [first]
         try:
             p95_s = self.desk.settings.models[choice.model].p95_ms / 1000
-            await asyncio.wait(tasks, timeout=p95_s)
-            slow = not first.done()
-            if (slow and self.desk.trials.hedge()) or (not slow and self._failed(first.result()) and self._time_left()):
-                tasks.add(asyncio.create_task(self._call(other, "hedge" if slow else "fallback")))
-            pending = set(tasks)
+            done, pending = await asyncio.wait(tasks, timeout=p95_s)
+            if pending and self.desk.trials.hedge():
+                tasks.append(asyncio.create_task(self._call(other, "hedge")))
+                pending = set(tasks)
             while pending:
                 done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-                for task in sorted(done, key=lambda task: task is not first):
-                    found = task.result()
-                    if found.record is not None and found.record.answer is not None:
-                        return found
-            return first.result()
+                for task in sorted(done, key=tasks.index):
+                    if not self._failed(task.result()):
+                        return task.result(), len(tasks) > 1
+            return first.result(), len(tasks) > 1
         finally:
             for task in tasks:
                 task.cancel()
@@ -187,15 +209,30 @@ class RoleAsker:
 
     # ------------------------------------------------ a call
 
-    async def _call(self, choice: ModelChoice, via: Via) -> _Call:
+    async def _call(self, choice: ModelChoice, via: Via, *, another: bool = False) -> _Call:
+        """One call, until its own deadline: the panel's, or early enough for `another` model to be asked."""
         desk = self.desk
         call = _Call(choice, via, desk.monotonic())
         self._calls.append(call)
         result = CallResult(refused) if (refused := self._refused(call)) else None
         if result is None:
-            result = await desk.models.ask(choice, self.prompt.text, self.user)
+            try:
+                async with asyncio.timeout(self._allowed_s(choice, another)):
+                    result = await desk.models.ask(choice, self.prompt.text, self.user)
+            except TimeoutError:
+                result = CallResult("late")
         self._ended(call, result)
         return call
+
+    def _allowed_s(self, choice: ModelChoice, another: bool) -> float | None:
+        """Seconds until the call's own deadline; None: the panel ends it."""
+        timeout_ms = self.desk.settings.models[choice.model].timeout_ms
+        limits = [] if timeout_ms is None else [timeout_ms / 1000]
+        least_s = self.desk.settings.decider.min_useful_ms / 1000
+        left_s = self.ends - self.desk.monotonic() - least_s - TURN_S
+        if another and left_s >= least_s:  # else all that is left is this one's
+            limits.append(left_s)
+        return min(limits, default=None)
 
     def _refused(self, call: _Call) -> str | None:
         """Why the call is not made; else it is paid for."""
@@ -231,7 +268,12 @@ class RoleAsker:
         asked = call.reserved is not None
         if asked or result.outcome == "skipped:budget":
             words = desk.guards.report(
-                choice.provider, choice.model, result.outcome, desk.monotonic(), result.retry_after_s
+                choice.provider,
+                choice.model,
+                result.outcome,
+                desk.monotonic(),
+                result.retry_after_s,
+                alone=call.via in ("shadow", "canary") or result.http == 403,
             )
             if words is not None:
                 log.warning("model", provider=choice.provider, model=choice.model, words=words)
@@ -240,7 +282,8 @@ class RoleAsker:
             if gone is not None:
                 metrics.ROLLBACKS.labels(role=self.role, model=choice.model).inc()
                 log.error("candidate rolled back", role=self.role, model=choice.model, why=gone)
-            metrics.MODEL_LATENCY_MS.labels(provider=choice.provider).observe(elapsed_ms)
+            if result.outcome != "unneeded":  # cut off by us: no time of the model's
+                metrics.MODEL_LATENCY_MS.labels(provider=choice.provider).observe(elapsed_ms)
             metrics.MODEL_COST_USD.labels(provider=choice.provider).inc(float(cost))
             for kind, count in (("in", tokens.input), ("cached", tokens.cached), ("out", tokens.out)):
                 metrics.MODEL_TOKENS.labels(provider=choice.provider, kind=kind).inc(count)
@@ -298,6 +341,10 @@ class NoModel:
     """A role that is not in the settings."""
 
     role: Role
+
+    def barred(self) -> bool:
+        """Always."""
+        return True
 
     async def ask(self) -> RoleRecord:
         """An abstention."""

@@ -17,6 +17,7 @@ class Code(StrEnum):
     LIMIT = "limit"  # notional above detector.max_notional_usd
 
 
+PASS = Rules(result="pass", codes=[])
 _REJECTING = (Code.NO_PROFIT, Code.SANITY, Code.LIMIT)
 
 
@@ -34,6 +35,6 @@ def check(opportunity: Opportunity, settings: Settings) -> Rules:
     }
     codes = [code for code, is_broken in broken.items() if is_broken]
     if not codes:
-        return Rules(result="pass", codes=[])
+        return PASS
     rejecting = any(code in _REJECTING for code in codes)
-    return Rules(result="reject" if rejecting else "hold", codes=[code.value for code in codes])
+    return Rules.model_construct(result="reject" if rejecting else "hold", codes=[code.value for code in codes])

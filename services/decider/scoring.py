@@ -64,15 +64,16 @@ class Pooling:
 
     Attributes:
         prior, prior_weight: The pool's own opinion, and its weight beside the roles'.
-        configured: Weight of each role while outcomes are too few.
+        unknown: Weight of a model of the role of which there are not enough outcomes: as configured, but no more than
+            the role's own model has earned.
         entries: What outcomes say of a (role, model), where there are enough.
-        most: The largest weight that any model of the role has: what an absent one counts in the gate.
+        most: The largest weight that any model of the role has: what the role counts in the gate, present or absent.
         calibrated: Every role's own model is calibrated by outcomes: only then is the probability a gate.
     """
 
     prior: float
     prior_weight: float
-    configured: Mapping[Role, float]
+    unknown: Mapping[Role, float]
     entries: Mapping[tuple[Role, str], Entry]
     most: Mapping[Role, float]
     calibrated: bool
@@ -80,25 +81,25 @@ class Pooling:
     @classmethod
     def of(cls, settings: Settings, weights: Weights | None) -> "Pooling":
         """By the settings and, where outcomes are enough, by the weights file."""
-        configured: dict[Role, float] = {}
         entries: dict[tuple[Role, str], Entry] = {}
+        unknown: dict[Role, float] = {}
+        most: dict[Role, float] = {}
         for role in ROLES:
             chosen = settings.roles.get(role)
-            configured[role] = 0.0 if chosen is None else chosen.weight
-            if chosen is None or weights is None:
+            if chosen is None:
+                unknown[role] = most[role] = 0.0
                 continue
             for _, choice in chosen.choices():
-                entry = weights.of(role, choice.model, chosen.prompt)
+                entry = None if weights is None else weights.of(role, choice.model, chosen.prompt)
                 if entry is not None and entry.n >= MIN_OUTCOMES:
                     entries[role, choice.model] = entry
-        most = {
-            role: max([configured[role], *(entry.weight for (named, _), entry in entries.items() if named == role)])
-            for role in ROLES
-        }
+            learned = {model: entry.weight for (named, model), entry in entries.items() if named == role}
+            unknown[role] = min(chosen.weight, learned.get(chosen.model, chosen.weight))
+            most[role] = max(unknown[role], *learned.values()) if learned else unknown[role]
         return cls(
             settings.decider.prior,
             settings.decider.prior_weight,
-            configured,
+            unknown,
             entries,
             most,
             all((role, chosen.model) in entries for role, chosen in settings.roles.items()) and bool(entries),
@@ -108,7 +109,7 @@ class Pooling:
         """Weight and calibrated probability of an answer."""
         entry = self.entries.get((role, vote.model))
         if entry is None:
-            return self.configured[role], vote.answer.p_edge
+            return self.unknown[role], vote.answer.p_edge
         return entry.weight, entry.calibrated(vote.answer.p_edge)
 
     def pool(self, votes: Mapping[Role, Vote]) -> tuple[float | None, float]:

@@ -1,20 +1,22 @@
 """The decider's shell: records in order per coin, bounded in flight; offsets only past delivered decisions."""
 
 import asyncio
+import functools
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import structlog
 
+from services.decider import judge
 from services.decider.decide import Decider, Newest
 from services.decider.judge import Case
 from services.decider.offsets import OffsetTracker
 from shared import kafka, metrics, topics
 from shared.errors import BrokerUnavailable, UndecodableRecord
-from shared.kafka import ConsumerThread, Publisher, Record
-from shared.messages import Decision, Opportunity, Role, decode
+from shared.kafka import ConsumerThread, Place, Publisher, Record
+from shared.messages import Decision, Opportunity, Role, decided_opportunity, decode
 
 log = structlog.get_logger()
 
@@ -22,9 +24,35 @@ GROUP = "decider"
 TAIL_MS = 120_000
 """How far back published decisions are read on assignment, so that none is paid for twice."""
 
+TAIL_S = 60.0
+"""How long reading them back may take: a drained backlog is some hundred thousand."""
+
 DRAIN_S = 5.0
-STOP_S = 8.0
-MOST_REMEMBERED = 100_000
+STOP_S = 5.0
+"""For what is in flight at the end: with what follows (flush, leaving the group) within the ten seconds of SIGTERM."""
+
+MOST_REMEMBERED = 300_000
+MOST_BYTES = 200_000
+AT_ONCE = 20
+"""Records taken before other work has its turn."""
+
+
+@functools.cache
+def _counter(outcome: str, mode: str) -> Any:
+    return metrics.DECISIONS.labels(outcome=outcome, mode=mode)
+
+
+def _after(count: int, done: Callable[[], None]) -> Callable[[], None]:
+    """To be called so many times, in the event loop: the last one is `done`."""
+    left = count
+
+    def one() -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            done()
+
+    return one
 
 
 class Service:
@@ -38,6 +66,12 @@ class Service:
         self._decided: OrderedDict[str, None] = OrderedDict()
         self._tails: dict[str, asyncio.Task[None]] = {}
         self._shadows: set[asyncio.Task[None]] = set()
+        self._stopping = False
+        self._undelivered: dict[str, list[Callable[[], None]]] = {}
+        self._owned: set[Place] = set()
+        self._delivered: deque[Callable[[], None]] = deque()
+        self._woken = False
+        self._wake_lock = threading.Lock()
         self._failed: asyncio.Future[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._consumer: ConsumerThread | None = None
@@ -61,6 +95,7 @@ class Service:
                 for task in (reading, stopped):
                     task.cancel()
                 results = await asyncio.gather(reading, stopped, return_exceptions=True)
+            self._stopping = True
             for task in self._shadows:
                 task.cancel()
             await asyncio.gather(*self._shadows, return_exceptions=True)
@@ -68,6 +103,9 @@ class Service:
                 await self._drain(None, STOP_S)
                 await asyncio.to_thread(self._publisher.flush, 2.0)
                 await asyncio.sleep(0)  # let the last delivery reports complete their offsets
+            else:
+                for task in list(self._tails.values()):
+                    task.cancel()
         if self._failed.done():
             self._failed.result()
         for result in results:
@@ -76,47 +114,81 @@ class Service:
 
     async def _read(self, consumer: ConsumerThread) -> None:
         async for batch in consumer.batches():
-            for record in batch:
+            for number, record in enumerate(batch):
                 self._take(record)
+                if number % AT_ONCE == AT_ONCE - 1:
+                    await asyncio.sleep(0)  # a backlog must not make a panel late that is under way
 
     # ------------------------------------------------ records
 
     def _take(self, record: Record) -> None:
+        if (record.topic, record.partition) not in self._owned:
+            assert self._consumer is not None
+            self._consumer.release(1)  # given back since it was fetched: its new owner reads it
+            return
         tracker = self._trackers.setdefault((record.topic, record.partition), OffsetTracker())
         tracker.add(record.offset)
         done = self._completer(record, tracker)
         try:
+            if len(record.value or b"") > MOST_BYTES:
+                raise UndecodableRecord(f"{len(record.value or b'')} bytes; an opportunity has {MOST_BYTES} at most")
             message = decode(record.value)
             if not isinstance(message, Opportunity):
                 raise UndecodableRecord(f"a {message.kind} does not belong on this topic")
         except UndecodableRecord as error:
-            kafka.dead_letter(
-                self._publisher, record, group=GROUP, stage="decode", error=error, on_delivery=self._delivery(done)
-            )
+            self._put_aside(record, "decode", error, done)
             return
-        self._newest.take(message)  # at once, not behind the queue: the last check needs it while models think
-        if message.phase == "closed" or message.opportunity_id in self._decided:
+        self._newest.take(
+            message, self._decider.now_ns()
+        )  # at once, not behind the queue: the last check needs it while models think
+        waiting = self._undelivered.get(message.opportunity_id)
+        if waiting is not None:
+            waiting.append(done)  # read again after a rebalance: it is dealt with when its decision is delivered
+            return
+        if message.phase == "closed" or message.opportunity_id in self._decided or self._too_old_to_know(message):
             done()
             return
         self._remember(message.opportunity_id)
-        case = self._decider.quick(message)
+        self._undelivered[message.opportunity_id] = [done]
+        done = functools.partial(self._dealt_with, message.opportunity_id)
+        try:
+            case = self._decider.quick(message, record.value)
+        except Exception as error:  # numbers that nobody thought of: one record must not stop the others
+            self._put_aside(record, "decide", error, done)
+            return
         before = self._tails.get(message.base)
         if case is not None and before is None:  # a backlog of what has expired goes through here, without a task each
-            self._publish(case, done)
+            self._publish(case, record, done)
             return
-        task = asyncio.create_task(self._decide(message, case, before, done))
+        task = asyncio.create_task(self._decide(message, record, case, before, done))
         self._tails[message.base] = task
         task.add_done_callback(lambda ended: self._ended(message.base, ended))
 
+    def _too_old_to_know(self, message: Opportunity) -> bool:
+        """Whether an update may be of an opportunity that was decided before what was read back on assignment.
+
+        Nothing is lost by it: the message that opened it was read before, or will be.
+        """
+        return message.phase == "updated" and message.opened_ns < self._decider.now_ns() - TAIL_MS * 1_000_000
+
+    def _dealt_with(self, opportunity_id: str) -> None:
+        for done in self._undelivered.pop(opportunity_id, []):
+            done()
+
     async def _decide(
-        self, opportunity: Opportunity, case: Case | None, before: asyncio.Task[None] | None, done: Callable[[], None]
+        self,
+        opportunity: Opportunity,
+        record: Record,
+        case: Case | None,
+        before: asyncio.Task[None] | None,
+        done: Callable[[], None],
     ) -> None:
         """Models may think about several opportunities of a coin at once; decisions leave in the coin's order."""
         if case is None:
-            case = await self._decider.consider(opportunity)
+            case = await self._decider.consider(opportunity, record.value)
         if before is not None:
             await asyncio.wait((before,))  # it may have failed: `_ended` says so
-        self._publish(case, done)
+        self._publish(case, record, done)
 
     def _ended(self, base: str, task: asyncio.Task[None]) -> None:
         if self._tails.get(base) is task:
@@ -124,30 +196,45 @@ class Service:
         if not task.cancelled() and (error := task.exception()) is not None:
             self._fail(error)
 
-    def _publish(self, case: Case, done: Callable[[], None]) -> None:
-        decision = self._decider.conclude(case)
-        metrics.DECISIONS.labels(outcome=decision.outcome, mode=decision.mode).inc()
-        say = log.debug if decision.mode == "rules_only" else log.info
-        say(
-            "decision",
-            base=decision.base,
-            outcome=decision.outcome,
-            mode=decision.mode,
-            reason=decision.reason,
-            cost_usd=str(decision.panel.cost_usd),
+    def _put_aside(self, record: Record, stage: str, error: Exception, done: Callable[[], None]) -> None:
+        kafka.dead_letter(
+            self._publisher, record, group=GROUP, stage=stage, error=error, on_delivery=self._delivery(done)
         )
-        self._publisher.publish(topics.AUDIT, decision.decision_id, self._decider.audit(case, decision).encode(), None)
-        self._publisher.publish(
-            topics.DECISIONS, decision.base, decision.encode(), None, on_delivery=self._delivery(done)
-        )
-        for role in self._decider.shadowed(case):
+
+    def _publish(self, case: Case, record: Record, done: Callable[[], None]) -> None:
+        try:
+            decision = self._decider.conclude(case)
+            value = decision.encode()
+            audit = judge.audited(case, value)
+        except Exception as error:
+            self._put_aside(record, "decide", error, done)
+            return
+        _counter(decision.outcome, decision.mode).inc()
+        if decision.mode != "rules_only":  # those are told by their topic and metrics: a backlog may bring thousands
+            log.info(
+                "decision",
+                base=decision.base,
+                outcome=decision.outcome,
+                mode=decision.mode,
+                reason=decision.reason,
+                cost_usd=str(decision.panel.cost_usd),
+            )
+        delivered = self._delivery(_after(2, done))  # no decision without its record, nor the other way round
+        self._publisher.publish(topics.AUDIT, decision.decision_id, audit, None, on_delivery=delivered)
+        self._publisher.publish(topics.DECISIONS, decision.base, value, None, on_delivery=delivered)
+        for role in [] if self._stopping else self._decider.shadowed(case):
             task = asyncio.create_task(self._shadow(case, decision, role))
             self._shadows.add(task)
-            task.add_done_callback(self._shadows.discard)
+            task.add_done_callback(self._shadow_ended)
 
     async def _shadow(self, case: Case, decision: Decision, role: Role) -> None:
         found = await self._decider.shadow(case, decision, role)
         self._publisher.publish(topics.AUDIT, decision.decision_id, found.encode(), None)
+
+    def _shadow_ended(self, task: asyncio.Task[None]) -> None:
+        self._shadows.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a candidate's answer was lost", error=type(error).__name__)
 
     def _remember(self, opportunity_id: str) -> None:
         self._decided[opportunity_id] = None
@@ -176,13 +263,25 @@ class Service:
 
         def report(error: kafka.DeliveryError | None) -> None:
             assert self._loop is not None
-            if error is None:
-                self._loop.call_soon_threadsafe(done)
-            else:
+            if error is not None:
                 words = f"Kafka did not take a decision: {error.str()}"
                 self._loop.call_soon_threadsafe(self._fail, BrokerUnavailable(words))
+                return
+            # One call for all that come until it runs: each would wake the loop by a socket. Several threads report.
+            with self._wake_lock:
+                self._delivered.append(done)
+                woken, self._woken = self._woken, True
+            if not woken:
+                self._loop.call_soon_threadsafe(self._complete)
 
         return report
+
+    def _complete(self) -> None:
+        """What was delivered is done; runs in the loop, beside threads that may add more."""
+        with self._wake_lock:
+            self._woken = False
+        while self._delivered:
+            self._delivered.popleft()()
 
     def _fail(self, error: BaseException) -> None:
         if self._failed is not None and not self._failed.done():
@@ -194,18 +293,13 @@ class Service:
         """Learn what was decided lately, before the first record of the new partitions is taken."""
         if not partitions:
             return
-        known = []
-        for record in read_tail():
-            try:
-                message = decode(record.value)
-            except UndecodableRecord:
-                continue  # not ours: readers of decisions put it aside
-            if isinstance(message, Decision):  # of whichever panel: nobody pays twice for one opportunity
-                known.append(message.opportunity_id)
+        # Of whichever panel: nobody pays twice for one opportunity. What is no decision is not ours to put aside.
+        known = [found for record in read_tail() if (found := decided_opportunity(record.value)) is not None]
         log.info("assigned", partitions=sorted(number for _, number in partitions), decided_lately=len(known))
         assert self._loop is not None
         for opportunity_id in known:
             self._loop.call_soon_threadsafe(self._remember, opportunity_id)
+        self._loop.call_soon_threadsafe(self._owned.update, list(partitions))
 
     def on_revoked(self, partitions: Sequence[tuple[str, int]]) -> None:
         """Wait a bounded time for what is in flight, so that a clean hand-over repeats nothing."""
@@ -213,7 +307,9 @@ class Service:
         finished = threading.Event()
 
         async def hand_over() -> None:
-            await self._drain(set(partitions), DRAIN_S)
+            self._owned.difference_update(partitions)
+            if not self._stopping:  # else it was waited for already
+                await self._drain(set(partitions), DRAIN_S)
             self._publisher.flush(0)
             for place in partitions:
                 self._trackers.pop(place, None)

@@ -5,6 +5,7 @@ answers less often than the model in place, or is worse calibrated is not asked 
 (`arb budget --forgive ROLE`). The state file keeps that, so that a restart does not bring it back.
 """
 
+import math
 from collections import deque
 from collections.abc import Callable, Collection
 from typing import NamedTuple
@@ -21,6 +22,10 @@ READY_VALID = 0.005
 VALID = frozenset(("ok", "slow", "unsure"))
 NEUTRAL = frozenset(("unneeded", "rate_limited", "saturated"))
 """Say nothing about the model."""
+
+_P95 = 0.05
+"""Share of calls above the 95th percentile. A candidate's is held against it with three standard errors: one that is as
+fast as the model in place must not be thrown out for one call in forty."""
 
 Key = tuple[str, str, str]
 """Role, provider, model."""
@@ -54,6 +59,9 @@ class _Standing:
     def share_valid(self) -> float:
         return sum(call.valid for call in self.calls) / len(self.calls)
 
+    def share_above(self, limit_ms: float) -> float:
+        return sum(call.latency_ms > limit_ms for call in self.calls) / len(self.calls)
+
     def p95_ms(self) -> int:
         ordered = sorted(call.latency_ms for call in self.calls)
         return ordered[min(len(ordered) - 1, int(len(ordered) * 0.95))]
@@ -75,6 +83,13 @@ class Trials:
         self._standing: dict[Key, _Standing] = {}
         self._weights: Weights | None = None
         self._hedge_credit = 0.0
+
+    def renew(self, rolled_back: Collection[Key]) -> None:
+        """What the state file says now: another decider may have rolled one back, an operator may have forgiven one."""
+        forgiven = self._off - set(rolled_back)
+        for key in forgiven:
+            self._standing.pop(key, None)  # a new trial, not the old failures again
+        self._off = set(rolled_back)
 
     def allowed(self, role: Role, candidate: Candidate) -> bool:
         """Whether the candidate may be asked at all."""
@@ -155,8 +170,9 @@ class Trials:
         incumbent = self._incumbent(role)
         if incumbent is None or len(incumbent.calls) < guards.candidate_min_calls:
             return None
-        if standing.p95_ms() > incumbent.p95_ms() * guards.candidate_slow_factor:
-            return f"latency: p95 {standing.p95_ms()} ms against {incumbent.p95_ms()} ms"
+        slower = standing.share_above(limit_ms := incumbent.p95_ms() * guards.candidate_slow_factor)
+        if slower > _P95 + 3 * math.sqrt(_P95 * (1 - _P95) * (1 / len(standing.calls) + 1 / len(incumbent.calls))):
+            return f"latency: {slower:.0%} of calls above {limit_ms:.0f} ms, where the model in place has 5 %"
         if standing.share_valid() < incumbent.share_valid() - guards.candidate_error_share:
             return f"validity: {standing.share_valid():.1%} valid answers against {incumbent.share_valid():.1%}"
         return None

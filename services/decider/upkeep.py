@@ -7,6 +7,7 @@ import structlog
 from services.decider.decide import Decider
 from services.decider.judge import Terms
 from services.decider.role import Desk
+from services.decider.state import State
 from shared import metrics, weights
 from shared.errors import SettingsError
 from shared.settings import Settings
@@ -21,10 +22,11 @@ GUARD_STATES = ("closed", "open", "half_open", "disabled", "waiting")
 class Upkeep:
     """Runs until cancelled."""
 
-    def __init__(self, decider: Decider, desk: Desk) -> None:
+    def __init__(self, decider: Decider, desk: Desk, state: State) -> None:
         self._decider = decider
         self._desk = desk
-        self._stamp = self._stamped()
+        self._state = state
+        self._stamp: int | None = None  # read once more at the start: it may have changed since
         self._told: set[str] = set()
 
     @staticmethod
@@ -45,9 +47,12 @@ class Upkeep:
         while True:
             try:
                 self._renew()
+                self._desk.trials.renew(self._state.rolled_back())
                 self._show()
             except SettingsError as error:  # the state file cannot be read: no call is paid for meanwhile
                 log.error("upkeep", words=str(error))
+            except Exception as error:  # of a gauge, say: it must not end what looks after the weights
+                log.error("upkeep", error=type(error).__name__)
             await asyncio.sleep(EVERY_S)
 
     def _stamped(self) -> int | None:
@@ -68,8 +73,11 @@ class Upkeep:
         except SettingsError as error:
             log.error("weights file not taken: the earlier weights stay", words=str(error))
             return
-        self._decider.change(terms)
-        log.info("weights taken", panel_version=terms.version)
+        for entry in [] if found is None else found.entries:
+            metrics.BRIER.labels(role=entry.role, model=entry.model).set(entry.brier)
+        if terms.version != self._decider.terms.version:
+            self._decider.change(terms)
+            log.info("weights taken", panel_version=terms.version)
         for role, why in self._desk.trials.weigh(found, self._desk.clock()):
             candidate = self._desk.settings.roles[role].candidate
             assert candidate is not None

@@ -145,6 +145,7 @@ def test_a_wrong_setting_is_one_clear_line_and_2():
 def test_without_a_broker_every_service_says_how_to_get_one_and_ends_3():
     """All at once: each waits its ten seconds."""
     commands = [["detect"], ["decide"], ["collect", "kraken"], ["topics", "check"], ["watch"], ["explain", "r1"]]
+    commands += [["report"], ["scorecard"]]
     with ThreadPoolExecutor(len(commands)) as pool:
         for done in pool.map(lambda words: arb(*words, ARB_KAFKA_SERVERS="127.0.0.1:1"), commands):
             assert done.returncode == 3

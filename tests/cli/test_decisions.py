@@ -622,7 +622,7 @@ def test_nothing_found_says_what_to_try_and_is_1(file):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["decisions", "--reason", "gossip"], "there is no such reason; there are budget, closed"),
+        (["decisions", "--reason", "gossip"], "there is no such reason; there are budget, clock, closed"),
         (["decisions", "--since", "soon"], "must be a time such as 24h"),
         (["decisions", "--since", "1h", "--until", "2h"], "--since must be before --until"),
         (["replay", "decisions"], "takes --from-file FILE or --since 1h"),

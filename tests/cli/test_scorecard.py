@@ -22,7 +22,7 @@ from services.cli.report import Held
 from services.cli.scorecard import forecasts, reading, show, sums, words
 from services.cli.scorecard.forecasts import Bin, Estimate, Forecast, isotonic
 from shared import kafka, settings, topics, weights
-from shared.errors import BrokerUnavailable, DependencyMissing, InputError, UsageError
+from shared.errors import DependencyMissing, InputError, UsageError
 from shared.messages import Audit, Decision, DelayedEdge, Message, Opportunity, Shadow
 
 D = Decimal
@@ -842,10 +842,3 @@ def test_from_kafka_the_last_week_of_three_topics(monkeypatch, capsys):
         topics.OUTCOMES: (now_ms - week_ms - 10_000, now_ms),
         topics.AUDIT: (now_ms - week_ms + reading.EXPIRING_MS, now_ms),
     }, "audits are kept for a week: those that may go while we read are left out"
-
-
-def test_without_a_broker_it_ends_3():
-    config = ["--config", str(ROOT / "deploy" / "arb.toml")]
-    done = CliRunner(env={"ARB_KAFKA_SERVERS": "127.0.0.1:1"}).invoke(app, ["scorecard", *config])
-    assert isinstance(done.exception, BrokerUnavailable)
-    assert done.exception.exit_code == 3

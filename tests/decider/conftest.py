@@ -139,12 +139,13 @@ class Workbench(NamedTuple):
 
     async def decide(self, opportunity: Opportunity) -> Decision:
         """From the message to the decision, as the service does it."""
-        self.newest.take(opportunity)
+        self.newest.take(opportunity, self.clock())
         case = self.decider.quick(opportunity) or await self.decider.consider(opportunity)
         decision = self.decider.conclude(case)
         assert decode(decision.encode()) == decision, "I6: finite, valid JSON"
-        audit = decode(self.decider.audit(case, decision).encode())
+        audit = decode(judge.audited(case, decision.encode()))
         assert isinstance(audit, Audit)
+        assert audit == judge.audit(case, decision), "the fast writer writes what the model says"
         again = judge.conclude(judge.case_of(audit), self.decider.terms)
         assert again.encode() == decision.encode(), "I8: the record of a decision makes the same decision again"
         return decision

@@ -44,6 +44,7 @@ async def test_the_id_depends_on_the_opportunity_and_the_panel_only(workbench, o
         ({"expires_ns": NOW_NS}, "hold", "expired"),
         ({"detected_ns": NOW_NS - 3_001 * MS}, "hold", "too_old"),
         ({"phase": "closed"}, "hold", "closed"),
+        ({"detected_ns": NOW_NS + 2_001 * MS}, "hold", "clock"),
         ({"net_bps": "4.9"}, "hold", "rules"),
         ({"net_bps": "200.1"}, "reject", "rules"),
         ({"size": "0"}, "reject", "rules"),
@@ -89,6 +90,34 @@ async def test_a_role_without_key_abstains(workbench, opportunity, configured):
     decision = await bench.decide(opportunity())
     assert (decision.outcome, decision.mode, decision.reason) == ("execute", "partial", "score")
     assert outcomes(decision) == ["ok", "ok", "skipped:disabled"]
+
+
+async def test_when_the_risk_role_cannot_be_asked_nobody_is_paid_for_nothing(workbench, opportunity, configured):
+    bench = workbench()
+    bench.models.keys.discard(configured.roles["risk"].provider)
+    decision = await bench.decide(opportunity())
+    assert (decision.outcome, decision.reason) == ("hold", "risk_absent")
+    assert bench.models.asked == []
+    assert decision.panel.cost_usd == 0
+    assert outcomes(decision) == ["unneeded", "skipped:disabled", "unneeded"]
+
+
+async def test_an_asker_with_a_fault_abstains(workbench, opportunity):
+    def broken():
+        raise RuntimeError("sk-not-to-be-told")
+
+    decision = await workbench(models={"volatility": broken}, threshold=900).decide(opportunity())
+    assert (decision.outcome, decision.roles[2].outcome) == ("hold", "invalid")
+
+
+async def test_a_kill_switch_that_cannot_be_looked_at_is_on(workbench, opportunity, monkeypatch, tmp_path):
+    bench = workbench(kill_switch=tmp_path / "stop")
+
+    def refused(self):
+        raise PermissionError
+
+    monkeypatch.setattr("pathlib.Path.exists", refused)
+    assert (await bench.decide(opportunity())).reason == "kill_switch"
 
 
 async def test_without_money_no_model_is_asked(workbench, opportunity):
@@ -138,7 +167,9 @@ async def test_the_last_check_uses_what_came_while_the_models_thought(workbench,
     async def meanwhile():
         bench.clock.now_ns = NOW_NS + later_ms * MS
         if newer:
-            bench.newest.take(opportunity(**{"phase": "updated", "detected_ns": NOW_NS + 5 * MS, **newer}))
+            bench.newest.take(
+                opportunity(**{"phase": "updated", "detected_ns": NOW_NS + 5 * MS, **newer}), bench.clock()
+            )
         return role_answer()
 
     bench.models.scripts[bench.models.roles["risk"]] = meanwhile
@@ -217,13 +248,13 @@ async def test_what_was_superseded_while_it_waited_is_not_asked_about(workbench,
     flown, waiting, newer = (
         opportunity(opportunity_id=letter * 32, opened_ns=NOW_NS - 100 * MS + n) for n, letter in enumerate("abc")
     )
-    bench.newest.take(flown)
+    bench.newest.take(flown, bench.clock())
     first = asyncio.create_task(bench.decide(flown))
     while len(bench.models.asked) < 3:  # noqa: ASYNC110
         await asyncio.sleep(0)
     second = asyncio.create_task(bench.decide(waiting))
     await asyncio.sleep(0)
-    bench.newest.take(newer)
+    bench.newest.take(newer, bench.clock())
     release.set()
     assert (await first).outcome == "execute"
     found = await second
@@ -259,12 +290,27 @@ async def test_no_more_panels_than_allowed_run_at_once(workbench, opportunity):
 def test_newest_keeps_the_latest_and_forgets_the_oldest(opportunity):
     newest = Newest(most=2)
     first, later = opportunity(opportunity_id="1", phase="closed"), opportunity(opportunity_id="1", phase="updated")
-    newest.take(first)
-    newest.take(later.model_copy(update={"detected_ns": first.detected_ns - 1}))
+    newest.take(first, NOW_NS)
+    newest.take(later.model_copy(update={"detected_ns": first.detected_ns - 1}), NOW_NS)
     assert newest.get(later).phase == "closed"
-    newest.take(opportunity(opportunity_id="2"))
-    newest.take(opportunity(opportunity_id="3"))
+    newest.take(opportunity(opportunity_id="2"), NOW_NS)
+    newest.take(opportunity(opportunity_id="3"), NOW_NS)
     assert newest.get(later) is later, "forgotten: the message itself"
+    second = opportunity(opportunity_id="3")
+    newest.take(opportunity(opportunity_id="4", detected_ns=NOW_NS + 10**14, expires_ns=NOW_NS + 10**15), NOW_NS)
+    assert newest.get(second) is not second, "a clock that is ahead drives nothing out"
+    newest.take(opportunity(opportunity_id="5"), NOW_NS + 66_000 * MS)
+    assert newest.get(second) is second, "what expired a minute ago is"
+
+
+def test_what_was_read_later_supersedes_whatever_its_clock_says(opportunity):
+    newest = Newest()
+    old, new = opportunity(opportunity_id="1"), opportunity(opportunity_id="2", opened_ns=1)
+    newest.take(old, NOW_NS)
+    newest.take(new, NOW_NS)
+    newest.take(old.model_copy(update={"phase": "updated"}), NOW_NS)
+    assert newest.superseded(old)
+    assert not newest.superseded(new)
 
 
 async def test_a_case_keeps_the_terms_that_it_began_with(workbench, opportunity, configured):
@@ -293,7 +339,7 @@ async def test_a_case_keeps_the_terms_that_it_began_with(workbench, opportunity,
         return role_answer()
 
     bench.models.scripts[bench.models.roles["risk"]] = meanwhile
-    bench.newest.take(opportunity())
+    bench.newest.take(opportunity(), bench.clock())
     decision = bench.decider.conclude(await bench.decider.consider(opportunity()))
     assert (decision.outcome, decision.panel.version) == ("execute", before.version)
     later = await bench.decide(opportunity(opportunity_id="b" * 32))
@@ -309,7 +355,7 @@ async def test_a_candidate_in_shadow_is_asked_after_the_decision_and_counts_nowh
     risk = configured.roles["risk"].model_copy(update={"candidate": candidate})
     bench = workbench(configured.model_copy(update={"roles": {**configured.roles, "risk": risk}}))
     bench.models.scripts["gpt-5.4-mini"] = role_answer(veto=True)
-    bench.newest.take(opportunity())
+    bench.newest.take(opportunity(), bench.clock())
     case = await bench.decider.consider(opportunity())
     decision = bench.decider.conclude(case)
     assert decision.outcome == "execute"
@@ -321,3 +367,46 @@ async def test_a_candidate_in_shadow_is_asked_after_the_decision_and_counts_nowh
     after = bench.desk.budget.spent(NOW_NS)
     assert after.shadow.spent > before.shadow.spent
     assert after.day.spent == before.day.spent, "a budget of its own"
+
+
+# ------------------------------------------------ many at once
+
+
+async def test_a_thousand_at_once_never_pass_a_cap(workbench, opportunity, configured):
+    """A thousand routes, whose models think at the same time; some answer, some fail, some are cut off."""
+    coins = [f"C{n}" for n in range(1000)]
+    exchanges = {
+        name: exchange.model_copy(update={"symbols": (*exchange.symbols, *(f"{c}-{quote}" for c in coins))})
+        for name, quote in (("binance", "USDT"), ("kraken", "USD"))
+        for exchange in [configured.exchanges[name]]
+    }
+    providers = {name: p.model_copy(update={"burst": 10_000}) for name, p in configured.providers.items()}
+    wide = configured.model_copy(update={"exchanges": {**configured.exchanges, **exchanges}, "providers": providers})
+    patient = {"consecutive": 9_999, "error_min_calls": 9_999, "error_min_calls_few": 9_999, "slow_min_calls": 9_999}
+    caps = {"max_minute_usd": Decimal("0.3"), "max_day_usd": Decimal("0.25")}
+    bench = workbench(wide, guards=patient, max_panels_in_flight=256, panel_deadline_ms=300, **caps)
+    answers = 0
+    most = Decimal(0)
+
+    async def think():
+        nonlocal answers, most
+        answers += 1
+        most = max(most, bench.desk.budget.spent(bench.clock()).day.spent)
+        await asyncio.sleep(1 if answers % 5 == 0 else 0.001)
+        return "server" if answers % 7 == 0 else role_answer()
+
+    for role in ROLES:
+        bench.models.scripts[bench.models.roles[role]] = think
+
+    def about(n):
+        legs = {side: getattr(opportunity(), side).model_dump() for side in ("buy", "sell")}
+        legs["buy"]["symbol"], legs["sell"]["symbol"] = f"{coins[n]}-USDT", f"{coins[n]}-USD"
+        return opportunity(opportunity_id=f"{n:032x}", base=coins[n], **legs)
+
+    found = await asyncio.gather(*(bench.decide(about(n)) for n in range(1000)))
+    spent = bench.desk.budget.spent(bench.clock()).day
+    assert spent.spent <= spent.cap == caps["max_day_usd"]
+    assert Decimal("0.2") < most <= caps["max_day_usd"], "it was nearly all spent, and no more"
+    assert sum(decision.panel.cost_usd for decision in found) == spent.spent, "and every cent stands in a decision"
+    assert len(bench.models.asked) < 3_000
+    assert {"budget", "deadline"} <= {decision.reason for decision in found}

@@ -135,7 +135,10 @@ def test_i1_i3_i6_i8_of_any_case(opportunity, drawn):
     case, terms = ended(opportunity, drawn), drawn["terms"]
     decision = judge.conclude(case, terms)
     assert decode(decision.encode()) == decision, "I6: finite, valid JSON"
-    again = judge.conclude(judge.case_of(decode(judge.audit(case, decision).encode())), terms)
+    audit = decode(judge.audited(case, decision.encode()))
+    assert audit == judge.audit(case, decision) == decode(audit.encode())
+    assert judge.audited(case, decision.encode()) == audit.encode(), "the fast writer writes what the model does"
+    again = judge.conclude(judge.case_of(audit), terms)
     assert again.encode() == decision.encode(), "I8: the record makes the same decision again"
     arrived = {role for arrival in case.arrivals for role in arrival.roles}
     if decision.outcome == "execute":
@@ -181,6 +184,13 @@ def test_what_is_recorded_of_each_arrival_narrows_the_interval(opportunity, draw
         low, high = interval(votes)
         assert before[0] <= low <= high <= before[1]
         before = (low, high)
+
+
+@pytest.mark.parametrize("terms", [PLAIN, CALIBRATED])
+def test_three_good_answers_execute_also_when_calibrated(opportunity, terms):
+    good = dict.fromkeys(ROLES, role_answer(p_edge=0.95))
+    drawn = {"given": good, "order": ROLES, "late_by_ms": 0, "newest": {}, "killed": False, "terms": terms}
+    assert judge.conclude(ended(opportunity, drawn), terms).outcome == "execute"
 
 
 def test_a_case_that_never_ended_is_refused(opportunity):

@@ -31,6 +31,9 @@ class Scripted:
     def stopped(self, outcome):
         return record(self.role, outcome)
 
+    def barred(self):
+        return False
+
 
 @pytest.fixture
 def terms(configured):

@@ -371,7 +371,7 @@ def opportunities(draw: st.DrawFn, *, ours: bool) -> Opportunity:
             **{part: draw(money) for part in results},
             "closed_loop_bps": draw(st.none() | money),
             "depth_limited": draw(st.booleans()),
-            **{part: draw(st.integers(0, 10**30)) for part in ("opened_ns", "detected_ns", "expires_ns")},
+            **{part: draw(st.integers(0, 2**63 - 1)) for part in ("opened_ns", "detected_ns", "expires_ns")},
             "close_reason": draw(st.none() | texts),
             "context": {"trades_1m": draw(wholes), **{part: draw(st.none() | money) for part in seen}},
             "limited_by": draw(st.none() | st.sampled_from(get_args(Limit))),
@@ -397,7 +397,7 @@ def check_question(role: Role, found: Opportunity, now_ns: int) -> list[tuple[st
     return strings(json.loads(text, parse_constant=refuse))
 
 
-@given(st.sampled_from(ROLES), opportunities(ours=True), st.integers(0, 10**30))
+@given(st.sampled_from(ROLES), opportunities(ours=True), st.integers(0, 2**63 - 1))
 def test_our_own_names_may_be_asked_about_and_nothing_else_gets_in(role, found, now_ns):
     assert prompt.allowed(found, CONFIGURED.exchanges)
     for name, word in check_question(role, found, now_ns):
@@ -405,7 +405,7 @@ def test_our_own_names_may_be_asked_about_and_nothing_else_gets_in(role, found, 
         assert word in ALLOWED
 
 
-@given(st.sampled_from(ROLES), opportunities(ours=False), st.integers(0, 10**30))
+@given(st.sampled_from(ROLES), opportunities(ours=False), st.integers(0, 2**63 - 1))
 def test_no_other_text_gets_in_whatever_is_in_the_opportunity(role, found, now_ns):
     texts_asked = check_question(role, found, now_ns)
     if prompt.allowed(found, CONFIGURED.exchanges):

@@ -77,6 +77,26 @@ async def test_without_time_the_fallback_is_not_begun(bench):
     assert (record.via, record.outcome) == ("primary", "server")
 
 
+async def test_a_model_that_hangs_leaves_the_fallback_its_least_time(bench):
+    made = bench()
+    answers(made, hang)
+    record = await asker(made, ends_in_s=0.8).ask()
+    assert (record.via, record.outcome) == ("fallback", "ok")
+    assert [(other.via, other.outcome) for other in record.others] == [("primary", "late")]
+    assert record.others[0].cost_usd > 0
+
+
+async def test_a_model_may_have_a_deadline_of_its_own(bench):
+    made = bench(fallback=None)
+    models = dict(made.desk.settings.models)
+    name = made.models.roles["risk"]
+    models[name] = models[name].model_copy(update={"timeout_ms": 30})
+    object.__setattr__(made.desk, "settings", made.desk.settings.model_copy(update={"models": models}))
+    answers(made, hang)
+    record = await asker(made).ask()
+    assert (record.via, record.outcome, record.others) == ("primary", "late", [])
+
+
 async def test_an_open_breaker_goes_to_the_fallback_without_a_call(bench):
     made = bench(guards={"consecutive": 2})
     answers(made, "server")
@@ -178,6 +198,39 @@ async def test_no_more_hedges_than_their_share_of_the_calls(bench):
     for _ in range(60):
         await asker(made).ask()
     assert names(made).count(OTHER.model) <= 3
+
+
+async def test_without_a_hedge_to_spare_the_fallback_is_still_there(bench):
+    made = bench(guards={"hedge": True, "hedge_share": 0.05})
+    slow_models(made)
+
+    async def fails_late():
+        await asyncio.sleep(0.03)
+        return "server"
+
+    answers(made, fails_late)
+    record = await asker(made).ask()
+    assert (record.via, [other.outcome for other in record.others]) == ("fallback", ["server"])
+
+
+async def test_a_hedge_does_not_overrule_a_model_that_cannot_judge(bench):
+    made = bench(guards={"hedge": True, "hedge_share": 1.0})
+    slow_models(made)
+    await asker(made).ask()
+
+    async def unsure():
+        await asyncio.sleep(0.03)
+        return "unsure"
+
+    async def later():
+        await asyncio.sleep(0.2)
+        return role_answer()
+
+    answers(made, unsure)
+    made.models.scripts[OTHER.model] = later
+    record = await asker(made).ask()
+    assert (record.via, record.outcome, record.answer) == ("primary", "unsure", None)
+    assert [(other.via, other.outcome) for other in record.others] == [("hedge", "unneeded")]
 
 
 async def test_without_the_setting_nothing_is_hedged(bench):

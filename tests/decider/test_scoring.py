@@ -212,10 +212,22 @@ def test_weights_and_calibration_follow_the_outcomes_where_there_are_enough(conf
     assert Pooling.of(configured, weights(few)).voice("risk", vote) == (1.0, 0.5)
     followed = Pooling.of(configured, weights(enough))
     assert followed.voice("risk", vote) == (0.3, 0.4)
-    assert followed.voice("risk", answer(0.5, model="another")) == (1.0, 0.5)
+    assert followed.voice("risk", answer(0.5, model="another")) == (0.3, 0.5), "no more than the role's own has earned"
+    assert followed.most["risk"] == 0.3
     assert not followed.calibrated, "only once every role is"
     every = [entry(role, chosen.model, 0.3) for role, chosen in configured.roles.items()]
     assert Pooling.of(configured, weights(*every)).calibrated
+
+
+def test_what_models_have_earned_is_enough_to_execute(configured):
+    """Learned weights are small: a gate that held them against configured ones would never open again."""
+    every = [entry(role, chosen.model, 0.05) for role, chosen in configured.roles.items()]
+    pooled = Pooling.of(configured, weights(*every))
+    votes = {role: answer(0.9, "buy", model=chosen.model) for role, chosen in configured.roles.items()}
+    assert pooled.pool(votes)[1] == pytest.approx(0.8)
+    assert scoring.verdict(votes, T, 0.5, pooled, deadline=True) == ("execute", "score")
+    stranger = {**votes, "risk": answer(0.9, "buy", model="the fallback")}
+    assert pooled.pool(stranger)[1] <= (0.8 * 2 + 0.9) / 3 + 0.0001, "and a stranger weighs no more"
 
 
 def weights(*entries):

@@ -1,6 +1,7 @@
 """The decider's shell without Kafka: order per coin, offsets past delivered decisions only, nothing decided twice."""
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
 import pytest
@@ -93,6 +94,7 @@ def running(workbench):
         shell = Shell(workbench(**changes))
         task = asyncio.create_task(shell.service.run(shell.consumer, shell.stop))
         await asyncio.sleep(0)
+        await asyncio.to_thread(shell.service.on_assigned, [(topics.OPPORTUNITIES, 3)], list)
         try:
             yield shell, task
         finally:
@@ -170,7 +172,8 @@ async def test_the_offset_waits_for_the_delivery(running, opportunity):
         await shell.until(lambda: shell.publisher.held)
         await asyncio.sleep(0.02)
         assert shell.consumer.stored == {}, "not past a decision that is not delivered"
-        shell.publisher.held.pop()(None)
+        for report in shell.publisher.held:
+            report(None)
         await shell.until(lambda: shell.consumer.stored)
         assert shell.consumer.stored == {(topics.OPPORTUNITIES, 3): 2}
 
@@ -202,6 +205,95 @@ async def test_what_was_decided_by_another_before_is_not_paid_for_again(running,
         await shell.until(lambda: shell.consumer.stored == {(topics.OPPORTUNITIES, 3): 2})
         assert [int(decision.opportunity_id, 16) for decision in shell.decisions()] == [10]
         assert len(shell.bench.models.asked) == before + 3
+
+
+async def test_read_again_after_a_rebalance_the_offset_still_waits_for_the_delivery(running, opportunity, monkeypatch):
+    monkeypatch.setattr("services.decider.service.DRAIN_S", 0.05)
+    async with running() as (shell, _):
+        shell.publisher.deliver = False
+        shell.put(opportunity())
+        await shell.until(lambda: shell.publisher.held)
+        await asyncio.to_thread(shell.service.on_revoked, [(topics.OPPORTUNITIES, 3)])
+        await asyncio.to_thread(shell.service.on_assigned, [(topics.OPPORTUNITIES, 3)], list)
+        shell.offset = 0
+        shell.put(opportunity())
+        await asyncio.sleep(0.05)
+        assert shell.consumer.stored == {}
+        assert len(shell.decisions()) == 1, "nor is it decided again"
+        for report in shell.publisher.held:
+            report(None)
+        await shell.until(lambda: shell.consumer.stored == {(topics.OPPORTUNITIES, 3): 1})
+
+
+async def test_an_update_of_what_opened_before_the_tail_is_not_paid_for_again(running, opportunity):
+    async with running() as (shell, _):
+        shell.put(
+            opportunity(phase="updated", opened_ns=NOW_NS - 121_000_000_000),
+            opportunity(opportunity_id="b" * 32, phase="updated", opened_ns=NOW_NS - 119_000_000_000),
+        )
+        await shell.until(lambda: shell.consumer.stored == {(topics.OPPORTUNITIES, 3): 2})
+        assert [decision.opportunity_id for decision in shell.decisions()] == ["b" * 32]
+
+
+async def test_what_was_fetched_before_a_revocation_is_left_to_the_new_owner(running, opportunity, monkeypatch):
+    monkeypatch.setattr("services.decider.service.DRAIN_S", 0.05)
+    async with running() as (shell, _):
+        revoked = asyncio.Event()
+
+        async def revoke():
+            await asyncio.to_thread(shell.service.on_revoked, [(topics.OPPORTUNITIES, 3)])
+            revoked.set()
+
+        shell.put(*(numbered(opportunity, n, expires_ns=NOW_NS) for n in range(200)), opportunity())
+        shell.publisher.deliver = False
+        task = asyncio.create_task(revoke())
+        await revoked.wait()
+        await task
+        await shell.until(lambda: shell.consumer.released + len(shell.decisions()) == 201)
+        assert shell.consumer.stored == {}
+        assert shell.bench.models.asked == []
+
+
+async def test_numbers_that_nobody_thought_of_are_a_dead_letter_and_no_end(running, opportunity, monkeypatch):
+    async with running() as (shell, _):
+
+        def fails(case):
+            raise OverflowError("too far")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(shell.bench.decider, "conclude", fails)
+            shell.put(numbered(opportunity, 1), numbered(opportunity, 2, net_bps="1"))
+            await shell.until(lambda: len(shell.publisher.of(topics.dlq(topics.OPPORTUNITIES))) == 2)
+        huge = opportunity().encode()[:-1] + b',"more":"' + b"x" * 200_000 + b'"}'
+        far = opportunity(expires_ns=2**63 - 1).encode().replace(b"9223372036854775807", b"99999999999999999999")
+        shell.put(huge, far, opportunity())
+        await shell.until(lambda: shell.consumer.stored == {(topics.OPPORTUNITIES, 3): 5})
+        assert len(shell.publisher.of(topics.dlq(topics.OPPORTUNITIES))) == 4
+        assert [decision.outcome for decision in shell.decisions()] == ["execute"]
+
+
+async def test_the_offset_waits_for_the_audit_too(running, opportunity):
+    async with running() as (shell, _):
+        shell.publisher.deliver = False
+        shell.put(opportunity())
+        await shell.until(lambda: len(shell.publisher.held) == 2)
+        shell.publisher.held.pop()(None)
+        await asyncio.sleep(0.02)
+        assert shell.consumer.stored == {}
+        shell.publisher.held.pop()(None)
+        await shell.until(lambda: shell.consumer.stored)
+
+
+async def test_reports_from_several_threads_are_all_heard(running, opportunity):
+    async with running() as (shell, _):
+        shell.publisher.deliver = False
+        shell.put(*(numbered(opportunity, n, expires_ns=NOW_NS) for n in range(400)))
+        await shell.until(lambda: len(shell.publisher.held) == 800)
+        held = shell.publisher.held
+        with ThreadPoolExecutor(4) as pool:
+            await asyncio.gather(*(asyncio.get_running_loop().run_in_executor(pool, report, None) for report in held))
+        await shell.until(lambda: shell.consumer.stored == {(topics.OPPORTUNITIES, 3): 400})
+        assert shell.consumer.released == 400
 
 
 async def test_a_decision_that_kafka_does_not_take_ends_the_service(running, opportunity):

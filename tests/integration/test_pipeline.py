@@ -38,7 +38,8 @@ def service(broker: KafkaSettings, log: Path, *arguments: str, **environment: st
                 code = process.wait(20)
             except subprocess.TimeoutExpired:
                 process.kill()
-                raise
+                process.wait()
+                raise AssertionError(f"SIGTERM was not obeyed within 20 s:\n{log.read_text()[-3000:]}") from None
         assert code in (0, -signal.SIGKILL), log.read_text()
 
 

@@ -40,6 +40,7 @@ WHY: dict[str, str] = {
     Why.P_LOW: "the pooled probability, absent roles counted as 0, is below decider.p_edge_min",
     Why.DEADLINE: "time was over before the answers sufficed",
     Reason.EXPIRED: "its time was over before or while it was judged",
+    Reason.CLOCK: "it was detected in the future by our clock: one of the clocks is wrong",
     Reason.TOO_OLD: "it had been detected longer ago than decider.max_age_ms",
     Reason.CLOSED: "the detector had closed it",
     Reason.SUPERSEDED: "a newer opportunity of the same route was waiting",
