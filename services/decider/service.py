@@ -31,7 +31,7 @@ DRAIN_S = 5.0
 STOP_S = 5.0
 """For what is in flight at the end: with what follows (flush, leaving the group) within the ten seconds of SIGTERM."""
 
-MOST_REMEMBERED = 300_000
+MOST_REMEMBERED = 100_000
 MOST_BYTES = 200_000
 AT_ONCE = 20
 """Records taken before other work has its turn."""
