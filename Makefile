@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
 	$$p -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help demo test lint types unit format schemas bench fuzz soak lock clean
+.PHONY: help demo test lint types unit gateway format schemas bench fuzz soak lock clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -34,6 +34,9 @@ types: $(READY) ## mypy --strict
 
 unit: $(READY) ## pytest; ARGS="-k kraken" for some of it
 	@$(VENV)/bin/pytest $(ARGS)
+
+gateway: $(READY) ## the decider behind a real LiteLLM proxy (400 MB in an environment of its own, once)
+	@ARB_TEST_LITELLM=1 $(VENV)/bin/pytest tests/integration/test_litellm.py $(ARGS)
 
 format: $(READY) ## put the code into shape
 	@$(VENV)/bin/ruff check --fix .

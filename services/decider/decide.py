@@ -13,7 +13,7 @@ from shared import metrics
 from shared.messages import Arrival, Decision, Opportunity, Role, RoleRecord, Shadow
 
 MS = 1_000_000
-KEPT_NS = 60_000 * MS
+KEPT_NS = 2_000 * MS
 
 Route = tuple[str, ...]
 

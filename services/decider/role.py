@@ -174,7 +174,10 @@ class RoleAsker:
         return self.ends - self.desk.monotonic() >= self.desk.settings.decider.min_useful_ms / 1000
 
     async def _hedged(self, choice: ModelChoice, via: Via, other: ModelChoice) -> tuple[_Call, bool]:
-        """Ask the other too once this one takes longer than usual; the first that is no failure counts.
+        """Ask the other too once this one takes longer than usual; the first answer counts.
+
+        What this one says itself (that it cannot judge, a refusal) is not overruled by the other; what keeps the other
+        from an answer does not end the wait for this one.
 
         Returns:
             The call that counts, and whether the other was asked: else it is still there as a fallback.
@@ -190,8 +193,10 @@ class RoleAsker:
             while pending:
                 done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
                 for task in sorted(done, key=tasks.index):
-                    if not self._failed(task.result()):
-                        return task.result(), len(tasks) > 1
+                    found = task.result()
+                    answered = found.record is not None and found.record.answer is not None
+                    if answered or (task is first and not self._failed(found)):
+                        return found, len(tasks) > 1
             return first.result(), len(tasks) > 1
         finally:
             for task in tasks:

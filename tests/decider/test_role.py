@@ -233,6 +233,27 @@ async def test_a_hedge_does_not_overrule_a_model_that_cannot_judge(bench):
     assert [(other.via, other.outcome) for other in record.others] == [("hedge", "unneeded")]
 
 
+@pytest.mark.parametrize("other", ["refusal", "skipped:budget", "server"])
+async def test_a_hedge_without_an_answer_does_not_end_the_wait(bench, other):
+    made = bench(guards={"hedge": True, "hedge_share": 1.0})
+    slow_models(made)
+    await asker(made).ask()
+
+    async def a_while():
+        await asyncio.sleep(0.06)
+        return role_answer()
+
+    answers(made, a_while)
+    if other == "skipped:budget":
+        models = dict(made.desk.settings.models)
+        models[OTHER.model] = models[OTHER.model].model_copy(update={"max_out": 4096})  # dearer than a call may be
+        object.__setattr__(made.desk, "settings", made.desk.settings.model_copy(update={"models": models}))
+    made.models.scripts[OTHER.model] = other
+    record = await asker(made).ask()
+    assert (record.via, record.outcome) == ("primary", "ok")
+    assert [(call.via, call.outcome) for call in record.others] == [("hedge", other)]
+
+
 async def test_without_the_setting_nothing_is_hedged(bench):
     made = bench()
     slow_models(made)
