@@ -22,6 +22,8 @@ SHORTEST = 6
 
 DEEPEST = 8
 
+LONGEST_WORD = 20
+"""Nor is one of letters alone, unless it is longer than words are: "volatility" is no key."""
 _SHAPES = re.compile(
     r"(?<![A-Za-z0-9])(?:sk-[A-Za-z0-9_-]{12,}|AIza[A-Za-z0-9_-]{20,}|hs_(?!req_)[A-Za-z0-9_-]{12,})"
     r"|(?<=bearer )[A-Za-z0-9._~+/=-]{16,}",
@@ -36,7 +38,7 @@ _written: dict[str, None] = {}
 def register(value: SecretStr) -> None:
     """From now on `redact` knows this value. Registering it again changes nothing; there is no way back."""
     text = value.get_secret_value().strip()
-    if len(text) < SHORTEST:
+    if len(text) < SHORTEST or (text.isalpha() and len(text) < LONGEST_WORD):
         return
     found = {*_written, *_ways(text)}
     _written.clear()

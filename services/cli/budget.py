@@ -87,7 +87,7 @@ def _print(console: Console, spent: Spent, now_ns: int) -> None:
     console.print(table)
     console.print(
         f"also: {_usd(spent.call_cap)} USD a call, {_usd(spent.opportunity_cap)} USD an opportunity; "
-        f"the day ends at {_time(spent.day_ends_ns)}"
+        f"the day ends at {_time(spent.day_ends_ns)}; minute and day are without shadow, providers with it"
     )
     if _ahead(spent, now_ns):
         console.print(

@@ -258,7 +258,7 @@ class _Demo:
         self._say(f"let something go wrong: arb faults add stall kraken --for-s 5 --url {where['control_url']}")
         # The simulator's symbols must not replace what is kept of the real exchanges.
         environment = {
-            KEY_VARIABLE: "simulator",
+            KEY_VARIABLE: "sk-demo-0000-0000-0000",  # blacked out of all that is written: no word may look like it
             "ARB_CACHE_DIR": str(self._logs / "cache"),
             f"{PREFIX}DECIDER_STATE_FILE": str(self._logs / "decider.sqlite"),  # nor its money what was really spent
         }
@@ -367,6 +367,7 @@ def _farewell(console: Console, report: Report, logs: Path | None) -> None:
         "where to look next:",
         "  README.md                 your own program on the decision topic, in a few lines",
         "  arb demo --live           the same on the exchanges' public feeds",
+        "  arb decisions, arb budget what the panel decided, step by step, and what it cost (docs/decisions.md)",
         "  arb explain, arb report   why a gap was (not) taken; how long edges last (of a running cluster, or files)",
         "  arb watch decisions       follow a topic of a running cluster",
         "  arb evaluate --help       what one pair of books would be worth",

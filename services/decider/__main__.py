@@ -61,6 +61,8 @@ async def _run(terms: Terms, desk: Desk, state: State, publisher: kafka.Publishe
         log.warning("no provider has a key: decisions rest on rules only", set_one_of=", ".join(models.missing()))
     elif mute := sorted(role for role, chosen in settings.roles.items() if not _speaks(chosen, models)):
         log.warning("roles without a key abstain", roles=mute, set=", ".join(models.missing()), risk=_NO_RISK)
+    playing = {role: f"{chosen.model} at {chosen.provider}" for role, chosen in settings.roles.items()}
+    log.info("panel", version=terms.version, **playing)
     newest = Newest()
     decider = Decider(terms, desk, newest)
     service = Service(decider, newest, publisher)
@@ -81,7 +83,7 @@ async def _run(terms: Terms, desk: Desk, state: State, publisher: kafka.Publishe
         on_revoked=service.on_revoked,
     )
     beside = [
-        asyncio.create_task(_warm(terms, desk)),
+        asyncio.create_task(_warm(terms, desk, decider)),
         asyncio.create_task(models.keep_warm()),
         asyncio.create_task(Upkeep(decider, desk, state).run()),
     ]
@@ -102,8 +104,11 @@ def _speaks(role: RoleSettings, models: Models) -> bool:
     return models.has(role.provider) or (role.fallback is not None and models.has(role.fallback.provider))
 
 
-async def _warm(terms: Terms, desk: Desk) -> None:
+async def _warm(terms: Terms, desk: Desk, decider: Decider) -> None:
     """Try every model once, beside the first decisions: a wrong name or key shows now, not at the first gap."""
+
+    if decider.killed():
+        return
 
     def reserve(provider: str, model: ModelSettings, text: str) -> bool:
         now_ns = desk.clock()

@@ -125,7 +125,7 @@ class Decider:
         """The decision, with the last check on what is known now."""
         case.newest = self._newest.get(case.opportunity)
         case.decided_ns = self._desk.clock()
-        case.killed = case.killed or self._killed()
+        case.killed = case.killed or self.killed()
         return judge.conclude(case, self._of(case))
 
     # ------------------------------------------------ facts
@@ -138,7 +138,7 @@ class Decider:
             admitted_closed=newest.phase == "closed",
             admitted_expires_ns=newest.expires_ns,
             keys=self._keys,
-            killed=self._killed(),
+            killed=self.killed(),
             superseded=superseded,
             terms=self._terms,
             raw=raw,
@@ -151,7 +151,8 @@ class Decider:
     def _of(self, case: Case) -> Terms:
         return case.terms or self._terms
 
-    def _killed(self) -> bool:
+    def killed(self) -> bool:
+        """Whether the kill switch is on."""
         switch: Path | None = self._decider.kill_switch
         if switch is None:
             return False

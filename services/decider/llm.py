@@ -56,6 +56,9 @@ KEPT_HEADERS = frozenset(
 LIBRARIES = ("openai", "httpx2", "httpcore2")
 """They log requests, headers and reason phrases, the first even without being told to (OPENAI_LOG)."""
 
+UNREACHED = "unreached"
+"""Of an exchange: the outcome is "network", and nothing was sent."""
+
 HEADERS, QUERY = "extra_headers", "extra_query"
 """Fields of a model's `request` that are not part of the body."""
 
@@ -91,7 +94,8 @@ class CallResult:
         raw: What the model wrote, or the body where there is no such text; at most 4 KiB.
         raw_sha256: Of that text in whole, before it was redacted and cut; None where it was too long to be read.
         retry_after_s: How long the provider asks us to wait, 0 to 300 s (`rate_limited` only); None: it does not say.
-        latency_ms: Of the whole call, connecting included.
+        unsent: No connection was there: nothing can have been billed.
+        latency_ms: From the first byte, connecting included.
     """
 
     outcome: str
@@ -105,6 +109,7 @@ class CallResult:
     raw_sha256: str | None = None
     retry_after_s: float | None = None
     latency_ms: int = 0
+    unsent: bool = False
 
     def answered(self) -> bool:
         """Whether there is an answer that counts."""
@@ -275,7 +280,8 @@ async def ask(
     reply = await _exchange(call)
     elapsed_ms = int((time.monotonic() - began) * 1000)
     if isinstance(reply, str):
-        return CallResult(reply, latency_ms=elapsed_ms)
+        unsent = reply in (UNREACHED, "saturated")
+        return CallResult("network" if reply == UNREACHED else reply, latency_ms=elapsed_ms, unsent=unsent)
     if 200 <= reply.status < 300:
         return _judge(reply, elapsed_ms, model.slow_ms)
     return _refused(reply, elapsed_ms)
@@ -289,7 +295,7 @@ async def list_models(client: AsyncOpenAI) -> Listing:
     """
     reply = await _exchange(client.models.with_raw_response.list)
     if isinstance(reply, str):
-        return Listing(reply)
+        return Listing("network" if reply == UNREACHED else reply)
     if not 200 <= reply.status < 300:
         return Listing(_refused(reply, 0).outcome, http=reply.status)
     if reply.broken:
@@ -318,7 +324,9 @@ async def _exchange(call: Callable[[], Awaitable[Any]]) -> _Reply | str:
         found = await call()
         reply = getattr(found, "http_response", found).extensions["reply"]
     except openai.APIConnectionError as error:  # timeouts too
-        return "saturated" if isinstance(error.__cause__, httpx2.PoolTimeout) else "network"
+        if isinstance(error.__cause__, httpx2.PoolTimeout):
+            return "saturated"
+        return UNREACHED if isinstance(error.__cause__, (httpx2.ConnectError, httpx2.ConnectTimeout)) else "network"
     except Exception:  # the client and the libraries below leak others: all are no answer
         return "invalid"
     assert isinstance(reply, _Reply)

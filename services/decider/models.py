@@ -67,7 +67,10 @@ class Models:
         self._refused: set[tuple[str, str]] = set()
         for name in dict.fromkeys(choice.provider for _, choice in _choices(settings)):
             provider = settings.providers[name]
-            key = provider.api_key(environ)
+            try:
+                key = provider.api_key(environ)
+            except SettingsError as error:
+                raise SettingsError(f"providers.{name}: {error}") from None
             if key is None:
                 continue
             secrets.register(key)

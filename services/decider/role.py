@@ -267,7 +267,7 @@ class RoleAsker:
             if result.billed():
                 tokens = money.clamp(model, self.prompt.text + self.user, result.usage)
                 cost = money.cost(model, tokens, _day(desk.clock()))
-            elif result.outcome in ("late", "unneeded", "network"):
+            elif result.outcome in ("late", "unneeded", "network") and not result.unsent:
                 cost = call.reserved.amount  # it may have been done, and will be billed then
             desk.budget.settle(call.reserved, cost, desk.clock())
         asked = call.reserved is not None

@@ -28,6 +28,7 @@ class Upkeep:
         self._state = state
         self._stamp: int | None = None  # read once more at the start: it may have changed since
         self._told: set[str] = set()
+        self._killed = False
 
     @staticmethod
     def read(settings: Settings) -> tuple[Terms, Weights | None]:
@@ -92,6 +93,10 @@ class Upkeep:
             state = desk.guards.state(provider, model, desk.monotonic())
             for name in GUARD_STATES:
                 metrics.MODEL_GUARD.labels(provider=provider, model=model, state=name).set(name == state)
+        killed, before = self._decider.killed(), self._killed
+        self._killed = killed
+        if killed != before:
+            log.warning("kill switch", on=killed, file=str(desk.settings.decider.kill_switch))
         spent = desk.budget.spent(desk.clock())
         for cap, line in (("minute", spent.minute), ("day", spent.day), ("shadow_day", spent.shadow)):
             metrics.BUDGET_LEFT_USD.labels(cap=cap).set(float(line.cap - line.spent))

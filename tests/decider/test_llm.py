@@ -151,7 +151,7 @@ async def test_an_answer_that_takes_longer_than_the_models_slow_ms_counts_and_is
 
 async def test_nobody_there_is_a_network_failure():
     result = await ask("http://127.0.0.1:9/v1")
-    assert (result.outcome, result.http, result.billed()) == ("network", None, False)
+    assert (result.outcome, result.http, result.billed(), result.unsent) == ("network", None, False, True)
 
 
 async def test_one_whose_name_does_not_exist_is_a_network_failure():

@@ -5,6 +5,7 @@ from decimal import Decimal
 
 import pytest
 
+from services.decider import llm
 from services.decider.role import Purse, RoleAsker, share_of
 from shared.settings import Candidate, ModelChoice
 from tests.decider.conftest import role_answer
@@ -298,3 +299,18 @@ async def test_a_canary_that_fails_is_rolled_back_and_stays_so(bench):
         assert (await asker(made).ask()).via == "canary"
     record = await asker(made).ask()
     assert (record.via, record.others) == ("primary", [])
+
+
+async def test_a_connection_that_was_never_there_costs_nothing(bench):
+    made = bench(fallback=None)
+
+    async def ask(choice, system, user):
+        return llm.CallResult("network", unsent=True)
+
+    made.models.ask = ask
+    record = await asker(made).ask()
+    assert (record.outcome, record.cost_usd) == ("network", 0)
+    assert made.desk.budget.spent(made.clock()).day.spent == 0
+    answers(made, "network")
+    del made.models.ask
+    assert (await asker(made).ask()).cost_usd > 0, "one that broke may be billed"

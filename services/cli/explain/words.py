@@ -2,7 +2,7 @@
 
 import datetime
 from collections.abc import Iterable
-from decimal import Decimal
+from decimal import Context, Decimal
 from typing import NamedTuple
 
 from shared.fees import taker_fee
@@ -187,10 +187,16 @@ def plain(value: Decimal) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
+MOST_DIGITS = 20
+"""No exchange sends more: a number with more is a quotient."""
+
+
 def price(value: Decimal | None, places: int = 2) -> str:
-    """All digits that were sent, at least `places` after the point."""
+    """All digits that were sent, at least `places` after the point; of a quotient no more than twelve in all."""
     if value is None:
         return "no price"
+    if len(value.as_tuple().digits) > MOST_DIGITS:
+        value = Context(prec=12).plus(value)
     return f"{value:,.{max(places, -int(value.as_tuple().exponent))}f}"
 
 
