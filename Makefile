@@ -34,7 +34,7 @@ types: $(READY) ## mypy --strict
 
 # Files side by side: each process has a broker of its own, and few of them use a core for long.
 unit: $(READY) ## pytest; ARGS="-k kraken" for some of it
-	@$(VENV)/bin/pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
+	@$(VENV)/bin/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 gateway: $(READY) ## the decider behind a real LiteLLM proxy (400 MB in an environment of its own, once)
 	@ARB_TEST_LITELLM=1 $(VENV)/bin/pytest tests/integration/test_litellm.py $(ARGS)

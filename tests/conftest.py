@@ -109,3 +109,8 @@ def generated() -> Callable[..., Recording]:
         return Recording(ticks, gaps + truth.still_open(until_ns), since_ns, until_ns)
 
     return make
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Integration tests first: they take longest, and wait more than they work."""
+    items.sort(key=lambda item: "integration" not in item.path.parts)
