@@ -8,6 +8,7 @@ announced as such. The jars are fetched once into the cache folder.
 import base64
 import contextlib
 import ctypes
+import fcntl
 import hashlib
 import os
 import re
@@ -167,9 +168,15 @@ def fetch_jars(say: Say) -> Path:
     maven = shutil.which("mvn")
     if maven is None:
         raise Unsuitable("no Maven to fetch Kafka's jars")
-    say("fetching Apache Kafka's jars into the cache (44 MB, once, about a minute)")
     libs.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=libs.parent, prefix="fetching-") as folder:
+    with (
+        open(libs.with_suffix(".lock"), "w") as lock,
+        tempfile.TemporaryDirectory(dir=libs.parent, prefix="fetching-") as folder,
+    ):
+        fcntl.flock(lock, fcntl.LOCK_EX)  # Maven's own cache does not bear two that fetch the same
+        if libs.is_dir():
+            return libs
+        say("fetching Apache Kafka's jars into the cache (44 MB, once, about a minute)")
         command = [
             maven,
             "-q",
@@ -184,8 +191,7 @@ def fetch_jars(say: Say) -> Path:
         if done.returncode != 0:
             last = (done.stdout + done.stderr).strip().splitlines()
             raise Unsuitable(f"Maven could not fetch Kafka's jars: {last[0] if last else 'no output'}")
-        with contextlib.suppress(OSError):  # another run was first: its folder is the same
-            Path(folder, "libs").rename(libs)
+        Path(folder, "libs").rename(libs)
     return libs
 
 
