@@ -178,7 +178,7 @@ def watched(case: dict[str, Any]) -> None:
                 gc.collect()
                 row = [decisions(), sys.getallocatedblocks(), resident_kib()]
                 file.write(orjson.dumps(row) + b"\n")
-                time.sleep(case["every_s"])
+                time.sleep(case["every_s"])  # how often it is looked at
 
     threading.Thread(target=note, daemon=True).start()
     app(["decide"])

@@ -22,6 +22,7 @@ from services.decider.scoring import ROLES
 from shared import settings
 from shared.errors import ArbiterError, InputError, UsageError
 from shared.messages import Arrival, Audit, Opportunity, RoleAnswer, RoleRecord, decode
+from tests import samples
 
 NOW_NS = 1_795_000_000_000_000_000
 MS = 1_000_000
@@ -36,28 +37,8 @@ def terms(**decider) -> Terms:
 
 
 def opportunity(number: int = 0, **changes) -> Opportunity:
-    leg = {"vwap": "100", "limit": "100", "fee_bps": "10", "levels": 1, "alive_age_ms": 20, "book_age_ms": 50}
-    leg |= {"bids": [[99.9, 1]], "asks": [[100.0, 1]]}
-    values = {
-        "opportunity_id": hashlib.md5(str(number).encode()).hexdigest(),
-        "phase": "opened",
-        "base": "BTC",
-        "buy": {"exchange": "binance", "symbol": "BTC-USDT", **leg},
-        "sell": {"exchange": "kraken", "symbol": "BTC-USD", **leg},
-        "rates": [],
-        "size": "0.5",
-        "notional_usd": "30000",
-        "profit_usd": "90",
-        "naive_bps": "120",
-        "net_bps": "30",
-        "closed_loop_bps": "25",
-        "depth_limited": False,
-        "opened_ns": NOW_NS - 150 * MS,
-        "detected_ns": NOW_NS - 20 * MS,
-        "expires_ns": NOW_NS + 5000 * MS,
-        "peak_net_bps": "30",
-    }
-    return Opportunity.model_validate(values | changes)
+    identity = hashlib.md5(str(number).encode()).hexdigest()
+    return samples.opportunity(NOW_NS, **{"opportunity_id": identity, **changes})
 
 
 def answer(p=0.8, view="buy", veto=False, volatility=0.1, manipulation="low") -> RoleAnswer:

@@ -34,6 +34,7 @@ from services.decider.trials import Trials
 from shared import settings
 from shared.messages import Audit, Decision, Opportunity, RoleRecord
 from shared.settings import ModelChoice, ProviderSettings, RoleSettings, Settings
+from tests import samples
 
 LLMOCK = "llmock-0.2.2"
 LITELLM = "litellm-1.109.1"
@@ -317,37 +318,7 @@ def configured(
 def opportunity(**changes: Any) -> Opportunity:
     """One that passes the rules, seen just now."""
     now_ns = time.time_ns()
-    leg = {
-        "vwap": "100",
-        "limit": "100",
-        "fee_bps": "10",
-        "levels": 1,
-        "alive_age_ms": 20,
-        "book_age_ms": 50,
-        "bids": [[99.9, 1]],
-        "asks": [[100.0, 1]],
-    }
-    values = {
-        "opportunity_id": uuid.uuid4().hex,
-        "phase": "opened",
-        "base": "BTC",
-        "buy": {"exchange": "binance", "symbol": "BTC-USDT", **leg},
-        "sell": {"exchange": "kraken", "symbol": "BTC-USD", **leg},
-        "rates": [],
-        "size": "0.5",
-        "notional_usd": "30000",
-        "profit_usd": "90",
-        "naive_bps": "120",
-        "net_bps": "30",
-        "closed_loop_bps": "25",
-        "depth_limited": False,
-        "opened_ns": now_ns - 150_000_000,
-        "detected_ns": now_ns,
-        "expires_ns": now_ns + 5_000_000_000,
-        "peak_net_bps": "30",
-        **changes,
-    }
-    return Opportunity.model_validate(values)
+    return samples.opportunity(now_ns, **{"opportunity_id": uuid.uuid4().hex, "detected_ns": now_ns, **changes})
 
 
 def outcomes(decision: Decision) -> dict[str, str]:
