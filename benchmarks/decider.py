@@ -46,7 +46,8 @@ import orjson
 from common import report
 from latency import percentile
 
-from services.cli.broker import start_broker, tied_to_parent
+from services.cli.broker import start_broker
+from services.cli.jars import tied_to_parent
 from shared import cluster, kafka, topics
 from shared.messages import Opportunity
 from shared.settings import KafkaSettings

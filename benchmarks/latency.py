@@ -33,7 +33,8 @@ import orjson
 from common import report
 from market import EXCHANGES, levels
 
-from services.cli.broker import start_broker, tied_to_parent
+from services.cli.broker import start_broker
+from services.cli.jars import tied_to_parent
 from shared import cluster, kafka, topics
 from shared.messages import book_value
 from shared.settings import KafkaSettings

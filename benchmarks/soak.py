@@ -56,7 +56,8 @@ from common import RESULTS, report
 from rich.console import Console
 from rich.table import Table
 
-from services.cli.broker import start_broker, tied_to_parent
+from services.cli.broker import start_broker
+from services.cli.jars import tied_to_parent
 from services.collector.service import Collector
 from shared import kafka, metrics, process, settings
 from shared.errors import ArbiterError, DependencyMissing

@@ -8,13 +8,8 @@ announced as such. The jars are fetched once into the cache folder.
 import base64
 import contextlib
 import ctypes
-import fcntl
-import hashlib
 import os
-import re
 import shutil
-import signal
-import socket
 import subprocess
 import tempfile
 import uuid
@@ -23,23 +18,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from services.cli import jars
+from services.cli.jars import GROUP_TIMES_MS, Unsuitable, free_port
 from shared import cluster
-from shared.errors import ArbiterError, BrokerUnavailable, DependencyMissing, SettingsError
-from shared.settings import KafkaSettings, cache_dir
+from shared.errors import DependencyMissing, SettingsError
+from shared.settings import KafkaSettings
 from shared.topics import TOPICS
 
 KINDS = ("external", "jars", "docker", "mock")
 Kind = Literal["external", "jars", "docker", "mock"]
 IMAGE = "apache/kafka:4.3.1"
-POM = Path(__file__).parents[2] / "deploy" / "kafka" / "pom.xml"
-COPY = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies"
-
-# Few threads and a small heap: the broker shares a laptop with everything else.
-JAVA_OPTIONS = (
-    *("-Xms64m", "-Xmx384m", "-Xss512k", "-XX:+UseSerialGC", "-XX:ActiveProcessorCount=2"),
-    *("-Xshare:auto", "-Djava.awt.headless=true"),
-    *("-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-Dorg.slf4j.simpleLogger.showDateTime=true"),
-)
 
 Say = Callable[[str], None]
 
@@ -62,10 +50,6 @@ class Broker:
     pid: int | None = None
     topics_by_admin: bool = True
     refused: tuple[str, ...] = field(default=())
-
-
-class Unsuitable(ArbiterError):
-    """This kind of broker cannot run here; the text says why."""
 
 
 @contextlib.contextmanager
@@ -113,19 +97,6 @@ def _start(kind: str, say: Say, quick: bool, refused: tuple[str, ...]) -> contex
     return _mock(refused)
 
 
-def free_port() -> int:
-    """A port of the loopback interface that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def tied_to_parent(command: list[str]) -> list[str]:
-    """The command, ended by the kernel if this process dies without saying goodbye (where `setpriv` is)."""
-    return ["setpriv", "--pdeathsig", "KILL", *command] if shutil.which("setpriv") else command
-
-
 # ---------------------------------------------------------------- a cluster of the user's
 
 
@@ -142,145 +113,15 @@ def _external() -> Iterator[Broker]:
 # ---------------------------------------------------------------- Apache Kafka from its jars
 
 
-def _java_version() -> int:
-    java = shutil.which("java")
-    if java is None:
-        raise Unsuitable("no Java")
-    text = subprocess.run([java, "-version"], capture_output=True, text=True, check=False).stderr
-    found = re.search(r'version "(\d+)', text)
-    if found is None or int(found[1]) < 17:
-        raise Unsuitable("Java is older than 17")
-    return int(found[1])
-
-
-def fetch_jars(say: Say) -> Path:
-    """Folder of Kafka's jars, fetched by Maven if it is not in the cache yet.
-
-    Raises:
-        Unsuitable: no Maven, no pom.xml (not a checkout), or Maven could not fetch them.
-    """
-    if not POM.exists():
-        raise Unsuitable("deploy/kafka/pom.xml is not here (not a checkout)")
-    pinned = hashlib.sha256(POM.read_bytes()).hexdigest()[:12]
-    libs = cache_dir() / f"kafka-{pinned}"
-    if libs.is_dir():
-        return libs
-    maven = shutil.which("mvn")
-    if maven is None:
-        raise Unsuitable("no Maven to fetch Kafka's jars")
-    libs.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        open(libs.with_suffix(".lock"), "w") as lock,
-        tempfile.TemporaryDirectory(dir=libs.parent, prefix="fetching-") as folder,
-    ):
-        fcntl.flock(lock, fcntl.LOCK_EX)  # Maven's own cache does not bear two that fetch the same
-        if libs.is_dir():
-            return libs
-        say("fetching Apache Kafka's jars into the cache (44 MB, once, about a minute)")
-        command = [
-            maven,
-            "-q",
-            "-B",
-            "-f",
-            str(POM),
-            COPY,
-            "-DincludeScope=runtime",
-            f"-DoutputDirectory={folder}/libs",
-        ]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            last = (done.stdout + done.stderr).strip().splitlines()
-            raise Unsuitable(f"Maven could not fetch Kafka's jars: {last[0] if last else 'no output'}")
-        Path(folder, "libs").rename(libs)
-    return libs
-
-
-GROUP_TIMES_MS = {
-    "group.consumer.min.session.timeout.ms": 6000,
-    "group.consumer.session.timeout.ms": 10_000,
-    "group.consumer.min.heartbeat.interval.ms": 1000,
-    "group.consumer.heartbeat.interval.ms": 1000,
-}
-"""With kafka.group_protocol = "consumer" the broker decides when a member is gone: as soon as our clients do with the
-classic protocol, not after its 45 s."""
-
-
-def _group_properties() -> str:
-    return "\n".join(f"{name}={value}" for name, value in GROUP_TIMES_MS.items())
-
-
-def _properties(port: int, controller_port: int, data: Path) -> str:
-    return f"""process.roles=broker,controller
-node.id=1
-controller.quorum.voters=1@127.0.0.1:{controller_port}
-listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}
-advertised.listeners=PLAINTEXT://127.0.0.1:{port}
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
-inter.broker.listener.name=PLAINTEXT
-controller.listener.names=CONTROLLER
-log.dirs={data}
-auto.create.topics.enable=false
-offsets.topic.replication.factor=1
-offsets.topic.num.partitions=3
-transaction.state.log.replication.factor=1
-transaction.state.log.min.isr=1
-transaction.state.log.num.partitions=3
-share.coordinator.state.topic.replication.factor=1
-share.coordinator.state.topic.min.isr=1
-share.coordinator.state.topic.num.partitions=3
-group.initial.rebalance.delay.ms=0
-{_group_properties()}
-num.network.threads=2
-num.io.threads=2
-background.threads=2
-log.cleaner.threads=1
-log.cleaner.dedupe.buffer.size=4194304
-log.retention.check.interval.ms=10000
-"""
-
-
 @contextlib.contextmanager
 def _jars(say: Say, quick: bool) -> Iterator[Broker]:
-    version = _java_version()
-    libs = fetch_jars(say)
-    java = ["java", *JAVA_OPTIONS, *(["-XX:TieredStopAtLevel=1"] if quick else []), "-cp", f"{libs}/*"]
-    with tempfile.TemporaryDirectory(prefix="arb-kafka-") as folder, contextlib.ExitStack() as stack:
-        root = Path(folder)
-        port, controller_port = free_port(), free_port()
-        conf = root / "server.properties"
-        conf.write_text(_properties(port, controller_port, root / "data"))
-        cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-        log = stack.enter_context((root / "kafka.log").open("ab"))
-        format_it = [*java, "kafka.tools.StorageTool", "format", f"--cluster-id={cluster_id}", f"--config={conf}"]
-        done = subprocess.run(format_it, stdout=log, stderr=log, check=False, timeout=120)
-        if done.returncode != 0:
-            raise Unsuitable(f"Kafka could not format its storage: {_tail(root / 'kafka.log')}")
-        # Its own session: Ctrl-C in the terminal must reach the services first and the broker last.
-        process = subprocess.Popen(
-            tied_to_parent([*java, "kafka.Kafka", str(conf)]), stdout=log, stderr=log, start_new_session=True
-        )
-        stack.callback(_stop, process)
-        kafka = KafkaSettings(servers=f"127.0.0.1:{port}")
-        try:
-            cluster.wait_for_brokers(kafka, timeout_s=60)
-        except BrokerUnavailable:
-            raise Unsuitable(f"Kafka did not come up: {_tail(root / 'kafka.log')}") from None
-        why = f"real Apache Kafka 4.3.1 from its jars, on Java {version}"
-        yield Broker("jars", why, kafka, pid=process.pid)
-
-
-def _tail(log: Path) -> str:
-    lines = log.read_text(errors="replace").strip().splitlines()
-    return lines[-1] if lines else "no output"
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    process.send_signal(signal.SIGTERM)
-    try:
-        process.wait(15)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+    version = jars.java_version()
+    libs = jars.fetch(say)
+    with tempfile.TemporaryDirectory(prefix="arb-kafka-") as folder:
+        with jars.JarCluster(libs, Path(folder), quick=quick) as running:
+            running.up()
+            why = f"real Apache Kafka 4.3.1 from its jars, on Java {version}"
+            yield Broker("jars", why, running.kafka, pid=running.pid(1))
 
 
 # ---------------------------------------------------------------- the official image

@@ -17,7 +17,8 @@ from rich.console import Console
 from rich.live import Live
 
 from services.cli.board import Board, Report
-from services.cli.broker import Broker, start_broker, tied_to_parent
+from services.cli.broker import Broker, start_broker
+from services.cli.jars import tied_to_parent
 from services.cli.screen import render, save_picture
 from services.cli.watch import line
 from shared import cluster, kafka, topics

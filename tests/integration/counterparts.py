@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.other_env import is_prepared, prepare
-from services.cli.broker import free_port, tied_to_parent
+from services.cli.jars import free_port, tied_to_parent
 from services.decider import judge
 from services.decider.budget import Budget
 from services.decider.decide import Decider, Newest
