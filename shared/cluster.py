@@ -23,7 +23,7 @@ class Finding:
 
 
 def admin(settings: KafkaSettings) -> AdminClient:
-    return AdminClient({"bootstrap.servers": settings.servers, "log_level": 0, **settings.options})
+    return AdminClient({"bootstrap.servers": settings.servers, "log_level": 0, **settings.client_options()})
 
 
 def wait_for_brokers(settings: KafkaSettings, count: int = 1, timeout_s: float = 10.0) -> int:

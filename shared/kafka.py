@@ -90,7 +90,7 @@ def tick_producer(settings: KafkaSettings, service: str) -> Config:
         "compression.type": "none",
         "partitioner": "murmur2_random",
         "delivery.report.only.error": True,
-        **settings.options,
+        **settings.client_options(),
     }
 
 
@@ -103,7 +103,7 @@ def event_producer(settings: KafkaSettings, service: str) -> Config:
         "delivery.timeout.ms": 120_000,
         "compression.type": "none",
         "partitioner": "murmur2_random",
-        **settings.options,
+        **settings.client_options(),
     }
 
 
@@ -130,7 +130,7 @@ def tick_consumer(settings: KafkaSettings, service: str, group: str) -> Config:
         "fetch.queue.backoff.ms": 50,
         "enable.auto.commit": True,
         "auto.commit.interval.ms": 5000,
-        **settings.options,
+        **settings.client_options(),
     }
 
 
@@ -146,7 +146,7 @@ def event_consumer(settings: KafkaSettings, service: str, group: str) -> Config:
         "queued.max.messages.kbytes": 4096,
         "fetch.queue.backoff.ms": 50,
         "fetch.wait.max.ms": 50,
-        **settings.options,
+        **settings.client_options(),
     }
 
 
@@ -155,7 +155,7 @@ def share_consumer(settings: KafkaSettings, service: str, group: str) -> Config:
     return _common(settings, service) | {
         **_member(settings, group),
         "enable.auto.commit": False,
-        **settings.options,
+        **settings.client_options(),
     }
 
 
@@ -167,7 +167,7 @@ def reader(settings: KafkaSettings, service: str) -> Config:
         "enable.auto.commit": False,
         "fetch.wait.max.ms": 50,
         "fetch.queue.backoff.ms": 50,
-        **settings.options,
+        **settings.client_options(),
     }
 
 

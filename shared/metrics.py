@@ -1,17 +1,42 @@
-"""Every metric, in one place, with its unit and meaning. Served on `/metrics` where `metrics.port` is set."""
+"""Every metric, in one place, with its unit and meaning. `shared/health.py` serves them.
+
+Names end in their unit (`_ms`, `_usd`, `_bytes`) or in `_total`. Labels come from closed lists and from the settings:
+the number of series is bounded.
+"""
 
 from prometheus_client import Counter, Gauge, Histogram, start_http_server
 
 from shared.errors import SettingsError
 
 _LATENCY_MS = (0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
+_FAST_MS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 500)
 
-# Kafka
+# Every service
+INFO = Gauge("arb_service_info", "1; which service this is", ["service", "version"])
+READY = Gauge("arb_ready", "1 while the service does its job, by what that takes", ["check"])
+LOOP_LAG_MS = Histogram("arb_loop_lag_ms", "How late the main loop came to its heartbeat (ms)", buckets=_LATENCY_MS)
+
+# Kafka, as librdkafka sees it (every five seconds, by client: what the service uses it for)
+KAFKA_QUEUE = Gauge("arb_kafka_queue_messages", "Messages waiting in the producer", ["client"])
+KAFKA_QUEUE_MAX = Gauge("arb_kafka_queue_max_messages", "Messages that the producer can hold", ["client"])
+KAFKA_QUEUE_BYTES = Gauge("arb_kafka_queue_bytes", "Bytes waiting in the producer", ["client"])
+KAFKA_RTT_MS = Gauge("arb_kafka_rtt_ms", "Round trip to the slowest broker (ms)", ["client", "quantile"])
+KAFKA_BROKERS_UP = Gauge("arb_kafka_brokers_up", "Brokers that the client is connected to", ["client"])
+KAFKA_ERRORS = Counter("arb_kafka_request_errors_total", "Requests that failed or timed out", ["client"])
+CONSUMER_LAG = Gauge("arb_consumer_lag_messages", "Messages not yet processed, of what is assigned", ["topic"])
+CONSUMER_PARTITIONS = Gauge("arb_consumer_partitions", "Partitions assigned to this member", ["topic"])
+REBALANCES = Counter("arb_consumer_rebalances_total", "Rebalances that this member took part in", ["client"])
 TICKS_DROPPED = Counter("arb_ticks_dropped_total", "Ticks given up because Kafka was slow", ["topic", "reason"])
 EVENTS_LOST = Counter("arb_events_lost_total", "Events that Kafka did not take in time", ["topic"])
 DEAD_LETTERS = Counter("arb_dead_letters_total", "Records put on a dead-letter topic", ["topic", "stage"])
 
 # Collector
+FRAME_TO_TICK_MS = Histogram(
+    "arb_frame_to_tick_ms",
+    "From a frame's receipt to its tick handed to Kafka's client (ms)",
+    ["exchange"],
+    buckets=_FAST_MS,
+)
 FRAMES = Counter("arb_frames_total", "Frames received", ["exchange"])
 TICKS = Counter("arb_ticks_total", "Messages published", ["exchange", "kind"])
 BOOK_STATE = Gauge("arb_book_live", "1 while the book is live", ["exchange", "symbol"])
@@ -27,6 +52,14 @@ EARLY_FRAMES = Counter("arb_frames_early_total", "Frames received before they we
 INSTRUMENTS_AGE_S = Gauge("arb_instruments_age_s", "Age of the exchange's metadata in use (s)", ["exchange"])
 
 # Detector
+CO_PARTITIONED = Gauge("arb_co_partitioned", "1 if the last assignment put a coin's topics together, 0 if not")
+BOOKS = Gauge("arb_books", "Books that the detector holds", ["exchange", "state"])
+OPEN = Gauge("arb_gaps_open", "Verdicts open now", ["kind"])
+FRAME_TO_OPPORTUNITY_MS = Histogram(
+    "arb_frame_to_opportunity_ms",
+    "From the receipt of the frame that made a gap pay to its opportunity, less persistence (ms)",
+    buckets=_LATENCY_MS,
+)
 TICKS_READ = Counter("arb_ticks_read_total", "Ticks taken in", ["kind"])
 TICKS_OLD = Counter("arb_ticks_old_total", "Ticks not newer than the one held", ["exchange"])
 TICKS_EARLY = Counter("arb_ticks_early_total", "Ticks dropped: received more than a second from now", ["exchange"])
@@ -38,6 +71,12 @@ OUTCOMES = Counter("arb_outcomes_total", "Edges computed after a delay", ["seen"
 TICK_AGE_MS = Histogram("arb_tick_age_ms", "Age of a tick when the detector takes it in (ms)", buckets=_LATENCY_MS)
 
 # Decider
+OPPORTUNITY_AGE_MS = Histogram(
+    "arb_opportunity_age_ms", "Age of an opportunity when the decider takes it in (ms)", buckets=_LATENCY_MS
+)
+DECISION_MS = Histogram(
+    "arb_decision_ms", "From an opportunity taken in to its decision handed to Kafka's client (ms)", buckets=_LATENCY_MS
+)
 DECISIONS = Counter("arb_decisions_total", "Decisions", ["outcome", "mode"])
 MODEL_CALLS = Counter("arb_model_calls_total", "Calls of models", ["provider", "role", "outcome"])
 MODEL_LATENCY_MS = Histogram("arb_model_latency_ms", "Time of a model call (ms)", ["provider"], buckets=_LATENCY_MS)

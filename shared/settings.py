@@ -45,6 +45,10 @@ class KafkaSettings(_Section):
     group_protocol: Literal["classic", "consumer"] = "classic"
     options: dict[str, str | int | float | bool] = {}
 
+    def client_options(self) -> dict[str, str | int | float | bool]:
+        """What goes to every client of librdkafka."""
+        return dict(self.options)
+
 
 class LogSettings(_Section):
     level: Literal["debug", "info", "warning", "error"]
