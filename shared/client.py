@@ -6,6 +6,7 @@ async for decision in decisions("localhost:9092"):
     print(decision.base, decision.outcome, decision.reason)
 """
 
+import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping
@@ -13,7 +14,7 @@ from typing import TypeVar
 
 import structlog
 
-from shared import kafka, topics
+from shared import cluster, kafka, topics
 from shared.errors import UndecodableRecord
 from shared.messages import Decision, Message, Opportunity, Rejection, decode
 from shared.settings import KafkaSettings
@@ -44,7 +45,8 @@ async def decisions(
         options: librdkafka's own settings, for SASL and TLS.
 
     Raises:
-        BrokerUnavailable: Kafka cannot be reached.
+        BrokerUnavailable: Kafka cannot be reached. AccessRefused: it does not let us in, or not read.
+        SettingsError: an option is impossible.
         TopicMismatch: the topic does not exist.
     """
     seen: OrderedDict[str, None] = OrderedDict()
@@ -90,6 +92,7 @@ async def _follow(
     options: Mapping[str, str | int | float | bool] | None,
 ) -> AsyncIterator[M]:
     settings = KafkaSettings(servers=servers, options=dict(options or {}))
+    await asyncio.to_thread(cluster.require_topics, settings, [topic])  # says why, where it is not to be had
     start = kafka.ConsumerThread.START_NOW if since_s is None else int((time.time() - since_s) * 1000)
     config = kafka.event_consumer(settings, "client", group) if group else kafka.reader(settings, "client")
     async with kafka.ConsumerThread(config, [topic], since_ms=None if group else start) as consumer:

@@ -10,6 +10,7 @@
     │   └── TopicMismatch          the cluster's topics are not what `shared/topics.py` says
     ├── DependencyMissing  (3)   a program or a server that is needed is not there
     │   └── BrokerUnavailable      Kafka cannot be reached, or gave up on a message
+    │       └── AccessRefused  (2)     Kafka is there and does not let us in, or not do this
     ├── FeedError          (1)   the link to an exchange is in doubt: reconnect, take a new snapshot
     │   ├── BadFrame               a frame that its protocol does not allow
     │   ├── LinkLost               closed, silent or refused by the network
@@ -81,6 +82,12 @@ class DependencyMissing(ArbiterError):
 
 class BrokerUnavailable(DependencyMissing):
     """Kafka cannot be reached, or did not take a message in time."""
+
+
+class AccessRefused(BrokerUnavailable):
+    """Kafka is there, but the login, the certificate or the rules (ACLs) do not fit: a setting, here or there."""
+
+    exit_code = 2
 
 
 class FeedError(ArbiterError):

@@ -8,13 +8,15 @@ messages costs the whole timeout), every call on a consumer from one thread (ano
 
 import asyncio
 import contextlib
+import functools
 import queue
+import re
 import socket
 import threading
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import structlog
 from confluent_kafka import (
@@ -30,7 +32,8 @@ from confluent_kafka import (
 )
 
 from shared import metrics
-from shared.errors import BrokerUnavailable, TopicMismatch
+from shared.errors import AccessRefused, ArbiterError, BrokerUnavailable, TopicMismatch
+from shared.kafka_watch import STATISTICS_MS, Statistics
 from shared.settings import KafkaSettings
 from shared.topics import dlq
 
@@ -42,11 +45,19 @@ DeliveryError = KafkaError
 
 Headers = list[tuple[str, bytes]]
 
+Answer = TypeVar("Answer")
+
 Place = tuple[str, int]
 """Topic and partition."""
 
+PATIENCE_S = 15.0
+"""How long we ask again for offsets: a dead broker is noticed after 9 s, then others lead its partitions."""
+
 ROOM_WAIT_S = 0.5
 """How long an owner thread waits for room without polling, before it pauses its assignment."""
+
+TROUBLE_S = 10.0
+"""So long after a message that Kafka did not take a publisher is in trouble."""
 
 READ_WAIT_S = 0.05
 """How long an owner thread waits for a message: short, because commands and signals wait for it too."""
@@ -78,9 +89,21 @@ def _common(settings: KafkaSettings, service: str) -> Config:
     }
 
 
+def measured(config: Config, client: str) -> Config:
+    """With librdkafka's statistics as metrics; `client` is their label."""
+    return {"statistics.interval.ms": STATISTICS_MS, "stats_cb": Statistics(client), **config}
+
+
+def statistics_of(config: Config) -> Statistics:
+    """What `measured` has put in."""
+    found = config["stats_cb"]
+    assert isinstance(found, Statistics)
+    return found
+
+
 def tick_producer(settings: KafkaSettings, service: str) -> Config:
     """Fresh before complete: a tick that cannot be sent in 1.5 s is dropped and counted."""
-    return _common(settings, service) | {
+    config = _common(settings, service) | {
         "acks": 1,
         "enable.idempotence": False,
         "retries": 1,
@@ -92,11 +115,12 @@ def tick_producer(settings: KafkaSettings, service: str) -> Config:
         "delivery.report.only.error": True,
         **settings.client_options(),
     }
+    return measured(config, "ticks")
 
 
 def event_producer(settings: KafkaSettings, service: str) -> Config:
     """Opportunities, rejections, decisions, dead letters: idempotent, acknowledged by all, never dropped."""
-    return _common(settings, service) | {
+    config = _common(settings, service) | {
         "enable.idempotence": True,
         "acks": "all",
         "linger.ms": 0,
@@ -105,6 +129,7 @@ def event_producer(settings: KafkaSettings, service: str) -> Config:
         "partitioner": "murmur2_random",
         **settings.client_options(),
     }
+    return measured(config, "events")
 
 
 def _member(settings: KafkaSettings, group: str) -> Config:
@@ -122,7 +147,7 @@ def _member(settings: KafkaSettings, group: str) -> Config:
 
 def tick_consumer(settings: KafkaSettings, service: str, group: str) -> Config:
     """Latest ticks of a group. Committed offsets only feed lag metrics: stale prices are never read again."""
-    return _common(settings, service) | {
+    config = _common(settings, service) | {
         **_member(settings, group),
         "auto.offset.reset": "latest",
         "fetch.wait.max.ms": 50,
@@ -132,11 +157,12 @@ def tick_consumer(settings: KafkaSettings, service: str, group: str) -> Config:
         "auto.commit.interval.ms": 5000,
         **settings.client_options(),
     }
+    return measured(config, "consumer")
 
 
 def event_consumer(settings: KafkaSettings, service: str, group: str) -> Config:
     """At least once: offsets are stored by us, after the work is done, and committed in the background."""
-    return _common(settings, service) | {
+    config = _common(settings, service) | {
         **_member(settings, group),
         "auto.offset.reset": "earliest",
         "enable.auto.commit": True,
@@ -148,6 +174,7 @@ def event_consumer(settings: KafkaSettings, service: str, group: str) -> Config:
         "fetch.wait.max.ms": 50,
         **settings.client_options(),
     }
+    return measured(config, "consumer")
 
 
 def share_consumer(settings: KafkaSettings, service: str, group: str) -> Config:
@@ -183,6 +210,70 @@ def _on_client_error(error: KafkaError) -> None:
         log.warning("kafka", error=error.str(), code=error.name(), fatal=error.fatal())
 
 
+# ---------------------------------------------------------------- why Kafka does not let us
+
+_REFUSED = (
+    KafkaError.TOPIC_AUTHORIZATION_FAILED,
+    KafkaError.GROUP_AUTHORIZATION_FAILED,
+    KafkaError.CLUSTER_AUTHORIZATION_FAILED,
+)
+_CHECK = {
+    KafkaError._AUTHENTICATION: "sasl.username, sasl.mechanism and the password (kafka.options, kafka.option_files)",
+    KafkaError._SSL: "that ssl.ca.location (kafka.options) has signed the broker's certificate, that this has not "
+    "expired and names the host as kafka.servers does",
+}
+
+
+class Complaints:
+    """An `error_cb` that keeps what a client could not do, for the one line that ends a command."""
+
+    def __init__(self) -> None:
+        self._last: dict[int, str] = {}
+
+    def __call__(self, error: KafkaError) -> None:
+        self._last[error.code()] = _in_words(error)
+
+    def failure(self, settings: KafkaSettings, words: str) -> BrokerUnavailable:
+        """The error for a cluster that did not answer: `words`, and why, as far as it is known."""
+        for code, check in _CHECK.items():
+            if code in self._last:
+                return AccessRefused(f"Kafka does not let us in: {self._last[code]}. Check {check}")
+        reasons = [said for code, said in self._last.items() if code != KafkaError._ALL_BROKERS_DOWN]
+        if self._last and not reasons:  # librdkafka says no more of a connection that is closed before it is of use
+            protocol = settings.options.get("security.protocol", "PLAINTEXT")
+            reasons.append(
+                "it takes connections and closes them: it is starting, or it wants another security.protocol "
+                f"(kafka.options) than {protocol}"
+            )
+        return BrokerUnavailable(no_broker(f"{words} ({reasons[-1]})" if reasons else words))
+
+
+def _in_words(error: KafkaError) -> str:
+    """librdkafka's words without its notes for developers: `(after 5ms in state SSL_HANDSHAKE)`, error numbers."""
+    return re.sub(r" \(after \d+ms in state \w+\)|, verify that .*|error:[0-9A-F]+:[\w ]*:\w*:", "", error.str())
+
+
+_NO_RULE = "no rule allows this to our user (sasl.username): `arb topics acls` shows who may do what"
+
+
+def is_refusal(error: KafkaError) -> bool:
+    """Whether Kafka says that no rule allows what was asked."""
+    return error.code() in _REFUSED
+
+
+def refused(error: KafkaError, topic: str = "") -> AccessRefused:
+    """For an operation that no rule allows."""
+    words = KafkaError(error.code()).str()  # the broker's own may be a dump of the whole request
+    return AccessRefused(f"{topic}{': ' if topic else ''}{words}; {_NO_RULE}")
+
+
+def no_topics(missing: Sequence[str], hidden: Sequence[str]) -> ArbiterError:
+    """For topics that are not in the metadata: they may only be hidden from us."""
+    if hidden:
+        return AccessRefused(f"Kafka does not show us {', '.join(hidden)}; {_NO_RULE}")
+    return TopicMismatch(f"no topic {', '.join(missing)}; create the topics with `arb topics apply`")
+
+
 # ---------------------------------------------------------------- producing
 
 
@@ -201,6 +292,8 @@ class Publisher:
         self._drop_when_full = drop_when_full
         self._full_wait_s = full_wait_s
         self._lost: str | None = None
+        self._refused: AccessRefused | None = None
+        self._trouble: tuple[float, str] | None = None
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="kafka-publisher", daemon=True)
         self._thread.start()
@@ -220,7 +313,10 @@ class Publisher:
 
         Raises:
             BrokerUnavailable: Kafka does not take messages, or an earlier one was lost.
+            AccessRefused: we may not write to a topic (ticks, too: no later one would fare better).
         """
+        if self._refused is not None:
+            raise self._refused
         if self._lost is not None:
             raise BrokerUnavailable(f"Kafka did not take a message: {self._lost}")
         callback = self._report if on_delivery is None else lambda error, _: on_delivery(error)
@@ -234,6 +330,7 @@ class Publisher:
             except BufferError:
                 if self._drop_when_full:
                     metrics.TICKS_DROPPED.labels(topic=topic, reason="queue_full").inc()
+                    self._trouble = (time.monotonic(), f"{topic}: the queue to Kafka is full")
                     return False
                 now = time.monotonic()
                 deadline = deadline or now + self._full_wait_s
@@ -245,6 +342,9 @@ class Publisher:
         if error is None:
             return
         topic = message.topic() or "?"
+        self._trouble = (time.monotonic(), f"{topic}: {error.str()}")
+        if is_refusal(error):
+            self._refused = refused(error, topic)
         if self._drop_when_full:
             metrics.TICKS_DROPPED.labels(topic=topic, reason=error.name()).inc()
         else:
@@ -254,7 +354,35 @@ class Publisher:
 
     def _serve(self) -> None:
         while not self._closing.is_set():
-            self._producer.poll(0.1)
+            try:
+                self._producer.poll(0.1)
+            except KafkaException as fatal:  # the client takes nothing more; what was queued is reported as lost
+                said = fatal.args[0]
+                log.error("kafka", error=said.str(), code=said.name(), fatal=True)
+                self._lost = said.str()
+                if is_refusal(said):
+                    self._refused = refused(said)
+
+    def brokers(self, timeout_s: float) -> int:
+        """Ask Kafka how many brokers there are.
+
+        Raises:
+            BrokerUnavailable: no answer.
+        """
+        try:
+            return len(self._producer.list_topics(timeout=timeout_s).brokers)
+        except KafkaException as error:
+            raise BrokerUnavailable(error.args[0].str()) from None
+
+    def trouble(self) -> str | None:
+        """What went wrong with messages in the last seconds; None: nothing."""
+        if self._lost is not None:
+            return f"a message was lost: {self._lost}"
+        if self._trouble is None:
+            return None
+        at, words = self._trouble
+        age_s = time.monotonic() - at
+        return f"a message was not delivered {age_s:.0f} s ago: {words}" if age_s <= TROUBLE_S else None
 
     def flush(self, timeout_s: float = 10.0) -> int:
         """Wait for everything queued; returns how many messages are left."""
@@ -267,6 +395,8 @@ class Publisher:
             BrokerUnavailable: some of it is not, or was lost.
         """
         left = self.flush(timeout_s)
+        if self._refused is not None:
+            raise self._refused
         if left or self._lost is not None:
             raise BrokerUnavailable(f"Kafka did not take a message: {self._lost or f'{left} wait'}")
 
@@ -349,7 +479,9 @@ def _check(error: KafkaError) -> None:
         return
     if code in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION):
         raise TopicMismatch(f"{error.str()}; create the topics with `arb topics apply`")
-    if error.fatal() or code in (KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.GROUP_AUTHORIZATION_FAILED):
+    if is_refusal(error):
+        raise refused(error)
+    if error.fatal():
         raise BrokerUnavailable(f"Kafka: {error.str()}")
     log.warning("kafka", error=error.str(), code=error.name())
 
@@ -358,7 +490,7 @@ def partitions_of(consumer: Consumer, topics: Sequence[str], timeout_s: float = 
     """All partitions of the topics.
 
     Raises:
-        BrokerUnavailable: no broker answers.
+        BrokerUnavailable: no broker answers. AccessRefused: a topic is hidden from us.
         TopicMismatch: a topic does not exist.
     """
     try:
@@ -367,31 +499,32 @@ def partitions_of(consumer: Consumer, topics: Sequence[str], timeout_s: float = 
         raise BrokerUnavailable(no_broker(error.args[0].str())) from None
     missing = [name for name in topics if name not in known or not known[name].partitions]
     if missing:
-        raise TopicMismatch(f"no topic {', '.join(missing)}; create the topics with `arb topics apply`")
+        asked = {name: consumer.list_topics(name, timeout=timeout_s).topics[name].error for name in missing}
+        raise no_topics(missing, [name for name, error in asked.items() if error and is_refusal(error)])
     return [TopicPartition(name, number) for name in topics for number in sorted(known[name].partitions)]
 
 
 def positions(
-    consumer: Consumer, partitions: Sequence[TopicPartition], since_ms: int, timeout_s: float = 5.0
+    consumer: Consumer, partitions: Sequence[TopicPartition], since_ms: int, patience_s: float = PATIENCE_S
 ) -> list[TopicPartition]:
     """The partitions at their first record not older than `since_ms`; where there is none, at their end of now: what is
-    published after this call is read."""
+    published after this call is read.
+
+    Raises:
+        BrokerUnavailable: Kafka could not say within `patience_s`.
+    """
 
     def at(when: int) -> list[TopicPartition]:
         asked = [TopicPartition(p.topic, p.partition, when) for p in partitions]
-        return consumer.offsets_for_times(asked, timeout=timeout_s)
+        found = consumer.offsets_for_times(asked, timeout=5.0)
+        for failed in (p.error for p in found if p.error is not None):  # one whose leader is being elected
+            raise KafkaException(failed)
+        return found
 
-    for wait_s in (0.2, 0.5, 1.0, None):
-        try:
-            ends = at(OFFSET_END)  # first: a record between the two answers must not be passed over
-            found = [end if p.offset < 0 else p for p, end in zip(at(since_ms), ends, strict=True)]
-            return [TopicPartition(p.topic, p.partition, p.offset if p.offset >= 0 else OFFSET_END) for p in found]
-        except KafkaException as error:
-            if wait_s is None:
-                log.warning("no offsets by time, starting at the end", error=str(error.args[0]))
-            else:
-                time.sleep(wait_s)  # a leader is being elected: a new topic, or a broker that came back
-    return [TopicPartition(p.topic, p.partition, OFFSET_END) for p in partitions]
+    ends = _patiently(lambda: at(OFFSET_END), patience_s)  # first: no record between the two answers is passed over
+    starts = _patiently(lambda: at(since_ms), patience_s)
+    found = [end if p.offset < 0 else p for p, end in zip(starts, ends, strict=True)]
+    return [TopicPartition(p.topic, p.partition, p.offset if p.offset >= 0 else OFFSET_END) for p in found]
 
 
 def assign(
@@ -418,12 +551,12 @@ def read_range(config: Config, topic: str, since_ms: int, timeout_s: float = 10.
     """
     consumer = Consumer(config)
     try:
-        deadline = time.monotonic() + timeout_s
         missing: dict[int, int] = {}
         for position in assign(consumer, [topic], since_ms):
-            end = consumer.get_watermark_offsets(TopicPartition(topic, position.partition), timeout=timeout_s)[1]
+            end = _patiently(functools.partial(_end, consumer, TopicPartition(topic, position.partition)))
             if 0 <= position.offset < end or (position.offset == OFFSET_BEGINNING and end > 0):
                 missing[position.partition] = end
+        deadline = time.monotonic() + timeout_s
         records: list[Record] = []
         while missing:
             if time.monotonic() > deadline:
@@ -435,6 +568,13 @@ def read_range(config: Config, topic: str, since_ms: int, timeout_s: float = 10.
         return records
     finally:
         consumer.close()
+
+
+def _end(consumer: Consumer, place: TopicPartition) -> int:
+    marks = consumer.get_watermark_offsets(place, timeout=5.0)
+    if marks is None:
+        raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
+    return int(marks[1])
 
 
 class Span(NamedTuple):
@@ -473,16 +613,20 @@ def spans(config: Config, topics: Sequence[str], since_ms: int, until_ms: int, t
         consumer.close()
 
 
-def _patiently(ask: Callable[[], list[TopicPartition]]) -> list[TopicPartition]:
-    for wait_s in (0.2, 0.5, 1.0, 2.0):
+def _patiently(ask: Callable[[], Answer], patience_s: float = PATIENCE_S) -> Answer:
+    """The answer, asked again while a leader is being elected or a rebalance is under way.
+
+    Raises:
+        BrokerUnavailable: none came within `patience_s`.
+    """
+    deadline = time.monotonic() + patience_s
+    while True:
         try:
             return ask()
-        except KafkaException:
-            time.sleep(wait_s)  # a leader is being elected, or a rebalance is under way
-    try:
-        return ask()
-    except KafkaException as error:
-        raise BrokerUnavailable(no_broker(error.args[0].str())) from None
+        except KafkaException as error:
+            if time.monotonic() > deadline:
+                raise BrokerUnavailable(no_broker(error.args[0].str())) from None
+        time.sleep(0.25)
 
 
 def read_spans(config: Config, wanted: Sequence[Span], silence_s: float = 30.0) -> Iterator[Record | None]:
@@ -598,14 +742,20 @@ class TicksReader:
     def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         try:
             owned = self._held.assigned(_places(partitions))
-            _take_over(
-                consumer,
-                positions(consumer, partitions, int(self._clock() * 1000) - self._back_ms) if partitions else [],
-                incremental=self._incremental,
-            )
+            _take_over(consumer, self._back(consumer, partitions), incremental=self._incremental)
             self._on_owned(owned)
         except Exception as error:  # an exception in this callback would be lost in the client
             self._error = error
+
+    def _back(self, consumer: Consumer, partitions: list[TopicPartition]) -> list[TopicPartition]:
+        """A little back; where Kafka cannot say where that is, at the end: ticks of now are worth more than a wait."""
+        if not partitions:
+            return []
+        try:
+            return positions(consumer, partitions, int(self._clock() * 1000) - self._back_ms, 2.0)
+        except BrokerUnavailable as error:
+            log.warning("no offsets by time, starting at the end", error=str(error))
+            return [TopicPartition(p.topic, p.partition, OFFSET_END) for p in partitions]
 
     def _revoked(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         try:
@@ -688,9 +838,11 @@ class CoAssignment:
     def _numbers(self) -> frozenset[int]:
         try:
             numbers = co_partitioned(sorted(self._held), self._topics)
+            metrics.CO_PARTITIONED.set(1)
             self._unequal = None
             return numbers
         except TopicMismatch as error:
+            metrics.CO_PARTITIONED.set(0)
             if not self._incremental:
                 raise
             if self._unequal is None:

@@ -21,7 +21,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from shared import symbols
+from shared import secrets, symbols
 from shared.errors import SettingsError, UnknownExchange
 
 PREFIX = "ARB_"
@@ -39,15 +39,54 @@ class _Section(BaseModel):
 
 
 class KafkaSettings(_Section):
-    """`options` are librdkafka's own names and go to every client as they stand."""
+    """`options` are librdkafka's own names and go to every client as they stand; `option_files` name files that hold
+    the value instead: a mounted secret, for `sasl.password` and the like."""
 
     servers: str = Field(min_length=1)
     group_protocol: Literal["classic", "consumer"] = "classic"
-    options: dict[str, str | int | float | bool] = {}
+    options: dict[str, str | int | float | bool] = Field(default={}, repr=False)
+    option_files: dict[str, Path] = {}
+
+    @model_validator(mode="after")
+    def _options(self) -> "KafkaSettings":
+        if twice := sorted(self.options.keys() & self.option_files.keys()):
+            raise ValueError(f"{', '.join(twice)}: in options and in option_files; one of them only")
+        for name, value in self.options.items():
+            if name.endswith(_SECRET_OPTIONS):
+                secrets.register(SecretStr(str(value)))
+        return self
 
     def client_options(self) -> dict[str, str | int | float | bool]:
-        """What goes to every client of librdkafka."""
-        return dict(self.options)
+        """What goes to every client of librdkafka; files are read each time, so a new client has the newest secret.
+
+        Raises:
+            SettingsError: a file of `option_files` cannot be read or is empty, or one that is named is not there.
+        """
+        for name, value in self.options.items():  # librdkafka's own words for it are OpenSSL's error numbers
+            named = name.startswith("ssl.") and name.endswith(".location") and value != "probe"
+            if named and not Path(str(value)).exists():
+                raise SettingsError(f"kafka.options: {name}: there is no {value}")
+        return {**self.options, **{name: _of_file(name, file) for name, file in self.option_files.items()}}
+
+
+_SECRET_OPTIONS = ("password", "passphrase", "secret", "key.pem", "sasl.oauthbearer.config")
+"""How the names of librdkafka's options end whose values must be in no log."""
+
+_OPEN_OPTIONS = ("username", "client.id", "ca.pem", "certificate.pem")
+"""How those end that may be seen even where a file holds them."""
+
+
+def _of_file(option: str, file: Path) -> str:
+    try:
+        text = file.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        words = error.strerror if isinstance(error, OSError) else "is no text"
+        raise SettingsError(f"kafka.option_files: {option}: {file}: {words}") from None
+    if not text:
+        raise SettingsError(f"kafka.option_files: {option}: {file} is empty")
+    if not option.endswith(_OPEN_OPTIONS):
+        secrets.register(SecretStr(text))
+    return text
 
 
 class LogSettings(_Section):
@@ -244,17 +283,21 @@ class ProviderSettings(_Section):
     def api_key(self, environ: Mapping[str, str]) -> SecretStr | None:
         """The key, from the secret file if one is named, else from the variable; None if there is none.
 
+        The file is named by the setting, else by the variable with `_FILE` after its name, as containers' secrets are.
+
         Raises:
             SettingsError: the file cannot be read or is empty, or the key does not look like one of this provider.
         """
-        if self.api_key_file is not None:
-            source = f"the file {self.api_key_file}"
+        named = environ.get(f"{self.api_key_env}_FILE")
+        file = self.api_key_file or (Path(named) if named else None)
+        if file is not None:
+            source = f"the file {file}"
             try:
-                text = self.api_key_file.read_text().strip()
+                text = file.read_text().strip()
             except (OSError, UnicodeDecodeError) as error:
                 raise SettingsError(f"api_key_file: {error}") from None
             if not text:
-                raise SettingsError(f"api_key_file: {self.api_key_file} is empty")
+                raise SettingsError(f"api_key_file: {file} is empty")
         else:
             source = self.api_key_env
             text = environ.get(self.api_key_env, "").strip()
@@ -417,16 +460,18 @@ def cache_dir(environ: Mapping[str, str] = os.environ) -> Path:
 def load(file: Path | None = None) -> Settings:
     """Settings from the defaults, `file` (else ARB_CONFIG, else ./arb.toml if there) and the variables.
 
+    ARB_CONFIG may name several, with a colon between (as in PATH); what comes later wins. A folder stands for all its
+    `*.toml`, in the order of their names.
+
     Raises:
         SettingsError: names the setting, what is wrong with it and, where it is a choice, what is allowed.
     """
-    if file is None and (named := os.environ.get("ARB_CONFIG")):
-        file = Path(named)
-    if file is None and Path("arb.toml").exists():
-        file = Path("arb.toml")
-    if file is not None and not file.exists():
-        raise SettingsError(f"settings file {file} does not exist")
-    files = [default_file()] if file is None else [default_file(), file]
+    named = [] if file is None else [file]
+    if file is None and (variable := os.environ.get("ARB_CONFIG")):
+        named = [Path(part) for part in variable.split(os.pathsep) if part]
+    elif file is None and Path("arb.toml").exists():
+        named = [Path("arb.toml")]
+    files = [default_file(), *(inner for path in named for inner in _files(path))]
     for path in files:
         try:
             tomllib.loads(path.read_text())
@@ -455,6 +500,18 @@ def load(file: Path | None = None) -> Settings:
         if type(error).__name__ == "SettingsError":
             raise SettingsError(f"{error} (a table in a variable is JSON)") from None
         raise
+
+
+def _files(path: Path) -> list[Path]:
+    """A file itself; of a folder its settings files."""
+    try:
+        if path.is_dir():
+            return [path / name for name in sorted(os.listdir(path)) if name.endswith(".toml") and name[0] != "."]
+    except OSError as error:
+        raise SettingsError(f"settings folder {path}: {error.strerror}") from None
+    if not path.exists():
+        raise SettingsError(f"settings file {path} does not exist")
+    return [path]
 
 
 def _refuse_unknown_variables(environ: Mapping[str, str]) -> None:

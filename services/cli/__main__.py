@@ -13,10 +13,11 @@ import orjson
 import typer
 from rich.console import Console
 
-from services.cli import output
+from services.cli import doctor, output
 from services.cli.decisions import commands
+from services.cli.dlq.commands import dlq_app
 from services.cli.faults import faults_app
-from shared import cluster, metrics, process, settings
+from shared import cluster, health, process, settings
 from shared.errors import ArbiterError, InputError, UsageError
 
 app = typer.Typer(
@@ -31,6 +32,7 @@ app = typer.Typer(
 topics_app = typer.Typer(help="The topics of the cluster: create them, compare them.", no_args_is_help=True)
 app.add_typer(topics_app, name="topics")
 app.add_typer(faults_app, name="faults")
+app.add_typer(dlq_app, name="dlq")
 app.add_typer(commands.replay_app, name="replay")
 
 Config = Annotated[
@@ -56,12 +58,16 @@ def main() -> None:
         sys.exit(0)
 
 
-def _load(config: Path | None, *, service: bool = False) -> settings.Settings:
+def _load(config: Path | None) -> settings.Settings:
     loaded = settings.load(config)
     process.setup_logging(loaded.log)
-    if service:
-        metrics.serve(loaded.metrics.host, loaded.metrics.port)
     return loaded
+
+
+def _serve(loaded: settings.Settings, own: health.Health) -> health.Health:
+    """Before the service connects to anything: what is away must not keep it from saying so."""
+    health.serve(own, loaded.metrics.host, loaded.metrics.port)
+    return own
 
 
 # ---------------------------------------------------------------- services
@@ -78,10 +84,11 @@ def collect(
     config: Config = None,
 ) -> None:
     """Follow one exchange: verified books, trades and health to its tick topic. Until SIGTERM or Ctrl-C."""
-    from services.collector.__main__ import main as run  # services are heavy imports: only the one that runs
+    from services.collector import __main__ as collector  # services are heavy imports: only the one that runs
 
     part = output.shard(shard)
-    run(_load(config, service=True), exchange, part)
+    loaded = _load(config)
+    collector.main(loaded, exchange, part, _serve(loaded, collector.health()))
     process.leave()
 
 
@@ -115,7 +122,8 @@ def detect(
     if not (from_file or since):
         if until or publish or group or out:
             raise UsageError("--until, --publish, --group and --out go with --since or --from-file")
-        detector.main(_load(config, service=True))
+        loaded = _load(config)
+        detector.main(loaded, _serve(loaded, detector.health()))
         return
     if publish and (from_file or out or not (group and since and until)):
         raise UsageError("--publish goes with --since, --until and --group, and without --from-file and --out")
@@ -137,9 +145,10 @@ def detect(
 @app.command()
 def decide(config: Config = None) -> None:
     """Judge each opportunity by rules and a panel of models: decisions. Until SIGTERM or Ctrl-C."""
-    from services.decider.__main__ import main as run
+    from services.decider import __main__ as decider
 
-    run(_load(config, service=True))
+    loaded = _load(config)
+    decider.main(loaded, _serve(loaded, decider.health()))
 
 
 @app.command()
@@ -149,6 +158,9 @@ def simulate(
     speed: Annotated[float, typer.Option(help="Speed of a replay; 1 is the original timing.", min=0.01)] = 1.0,
     loop: Annotated[bool, typer.Option("--loop/--once", help="Replay again and again, or once.")] = False,
     rate: Annotated[float, typer.Option(help="Generated updates a second for each book.", min=0.1, max=200)] = 5.0,
+    pace: Annotated[
+        float, typer.Option(help="How many times more often than usual a gap is opened.", min=0.1, max=20)
+    ] = 1.0,
     truth: Annotated[Path | None, typer.Option(help="Write the gaps that are really there to this file.")] = None,
     model_faults: Annotated[
         float, typer.Option(help="Share of model calls that fail, are late or wrong.", min=0, max=1)
@@ -157,33 +169,62 @@ def simulate(
         list[str] | None,
         typer.Option(help="NAME=PORT, such as kraken=9001, models=9100 or control=9099; default: free ports."),
     ] = None,
+    host: Annotated[str, typer.Option(help="Where exchanges and models listen; 0.0.0.0: for other machines, too.")] = (
+        "127.0.0.1"
+    ),
+    advertise: Annotated[
+        str | None, typer.Option(help="The name by which others reach this machine; default: --host.")
+    ] = None,
+    settings_file: Annotated[
+        Path | None,
+        typer.Option("--settings", help="Write the addresses to this file: settings for collectors and deciders."),
+    ] = None,
     faults: Annotated[
         Path | None, typer.Option(help="Faults to inject: a TOML file of [[fault]] tables with kind and exchange.")
     ] = None,
     config: Config = None,
 ) -> None:
-    """Stand in for the exchanges and the models, in their own protocols, on the loopback interface.
+    """Stand in for the exchanges and the models, in their own protocols; on the loopback interface unless told to.
 
     Prints one JSON line with the addresses when it is ready: put them into the settings
-    (ARB_EXCHANGES_KRAKEN='{"ws_url": "..."}'). Without --capture it generates books and opens gaps. `arb faults`
-    switches faults while it runs; its line says where ("control_url").
+    (ARB_EXCHANGES_KRAKEN='{"ws_url": "..."}'), or let --settings write them as a file for ARB_CONFIG. Without --capture
+    it generates books and opens gaps. `arb faults` switches faults while it runs; its line says where ("control_url").
     """
-    from services.simulator.__main__ import Options
-    from services.simulator.__main__ import main as run
+    from services.simulator import __main__ as simulator
 
     ports = dict(output.name_and_port(text) for text in port or [])
-    options = Options(
+    options = simulator.Options(
         seed=seed,
         capture=tuple(capture or ()),
         speed=speed,
         loop=loop,
         rate=rate,
+        pace=pace,
         truth=truth,
         model_faults=model_faults,
         faults=faults,
+        host=host,
+        advertise=advertise,
         ports=ports,
+        settings=settings_file,
     )
-    run(_load(config), options)
+    loaded = _load(config)
+    simulator.main(loaded, options, _serve(loaded, simulator.health()))
+
+
+@app.command("health")
+def ask_health(
+    ready: Annotated[bool, typer.Option("--ready", help="Whether it does its job, not only whether it runs.")] = False,
+    url: Annotated[
+        str | None, typer.Option(help="Where it answers; default: metrics.host and metrics.port of the settings.")
+    ] = None,
+    as_json: AsJson = False,
+    config: Config = None,
+) -> None:
+    """Ask a running service how it is. Ends 0 if it is well, 1 if not, 3 if nothing answers."""
+    from services.cli.health import run
+
+    raise typer.Exit(run(url, ready=ready, as_json=as_json, config=config))
 
 
 @app.command()
@@ -249,6 +290,24 @@ def topics_check(as_json: AsJson = False, config: Config = None) -> None:
         if not findings:
             stdout.print("all topics are as they must be")
     raise typer.Exit(1 if findings else 0)
+
+
+@topics_app.command("acls")
+def topics_acls(
+    check: Annotated[bool, typer.Option("--check", help="Compare with the cluster's rules.")] = False,
+    apply: Annotated[bool, typer.Option("--apply", help="Create the rules that are missing; removes none.")] = False,
+    as_json: AsJson = False,
+    config: Config = None,
+) -> None:
+    """Who may do what: the rules of access for each service's user, as commands of Kafka's own tool.
+
+    With --check or --apply the cluster is asked: ends 1 if it lacks rules of the table or allows our users more.
+    """
+    from services.cli.acls import run
+
+    if check and apply:
+        raise UsageError("--check or --apply, not both")
+    raise typer.Exit(run(_load(config).kafka, ask=check or apply, apply=apply, as_json=as_json))
 
 
 # ---------------------------------------------------------------- looking
@@ -494,6 +553,9 @@ def scorecard(
 
     good = run(_load(config), since, horizon_ms, tuple(from_file or ()), png, save, as_json, stdout, stderr)
     raise typer.Exit(0 if good else 1)
+
+
+app.command("doctor")(doctor.command)
 
 
 @contextlib.contextmanager

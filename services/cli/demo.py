@@ -8,7 +8,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +45,16 @@ class Services:
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(
-        self, name: str, *arguments: str, environment: Mapping[str, str] | None = None
+        self,
+        name: str,
+        *arguments: str,
+        environment: Mapping[str, str] | None = None,
+        prefix: Sequence[str] = (),
     ) -> subprocess.Popen[bytes]:
-        """Start `arb ARGUMENTS`; its log is NAME.log."""
-        with (self._logs / f"{name}.log").open("wb") as log:
+        """Start `arb ARGUMENTS`, by way of the command `prefix`; what it says is added to NAME.log."""
+        with (self._logs / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
-                tied_to_parent([sys.executable, "-m", "services.cli", *arguments]),
+                tied_to_parent([*prefix, sys.executable, "-m", "services.cli", *arguments]),
                 env={**self._environment, **(environment or {})},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
@@ -63,7 +67,7 @@ class Services:
     def failed(self) -> list[str]:
         """Those that ended by themselves, with their last words."""
         return [
-            f"{name} ended with {process.returncode}: {self._last_words(name)}"
+            f"{name} ended with {process.returncode}: {self.last_words(name)}"
             for name, process in self._processes.items()
             if process.poll() is not None
         ]
@@ -86,13 +90,36 @@ class Services:
             if process.stdout is not None:
                 process.stdout.close()
             if process.returncode not in (0, -signal.SIGKILL):
-                problems.append(f"{name} ended with {process.returncode}: {self._last_words(name)}")
+                problems.append(f"{name} ended with {process.returncode}: {self.last_words(name)}")
             del self._processes[name]
         return problems
 
-    def _last_words(self, name: str) -> str:
+    def last_words(self, name: str) -> str:
+        """The last line of its log."""
         lines = (self._logs / f"{name}.log").read_text(errors="replace").strip().splitlines()
         return lines[-1] if lines else "no output"
+
+
+def simulated(where: Mapping[str, Any], settings: Settings, folder: Path) -> dict[str, str]:
+    """Variables that send services to a simulator.
+
+    Args:
+        where: The line that `arb simulate` prints.
+        folder: For the symbols' cache and the decider's state: they must not replace what is kept of real exchanges,
+            nor the money what was really spent.
+    """
+    environment = {
+        KEY_VARIABLE: "sk-demo-0000-0000-0000",  # blacked out of all that is written: no word may look like it
+        "ARB_CACHE_DIR": str(folder / "cache"),
+        f"{PREFIX}DECIDER_STATE_FILE": str(folder / "decider.sqlite"),
+    }
+    for name, address in where["exchanges"].items():
+        environment[f"{PREFIX}EXCHANGES_{name.upper()}"] = orjson.dumps(address).decode()
+    endpoint = {"base_url": where["model_base_url"], "api_key_env": KEY_VARIABLE, "key_pattern": None}
+    provider = orjson.dumps(endpoint).decode()
+    for name in settings.providers:
+        environment[f"{PREFIX}PROVIDERS_{name.upper()}"] = provider
+    return environment
 
 
 class Watcher:
@@ -257,20 +284,8 @@ class _Demo:
             raise DependencyMissing("; ".join(self._services.failed()))
         where = orjson.loads(text)
         self._say(f"let something go wrong: arb faults add stall kraken --for-s 5 --url {where['control_url']}")
-        # The simulator's symbols must not replace what is kept of the real exchanges.
-        environment = {
-            KEY_VARIABLE: "sk-demo-0000-0000-0000",  # blacked out of all that is written: no word may look like it
-            "ARB_CACHE_DIR": str(self._logs / "cache"),
-            f"{PREFIX}DECIDER_STATE_FILE": str(self._logs / "decider.sqlite"),  # nor its money what was really spent
-        }
-        for name, address in where["exchanges"].items():
-            environment[f"{PREFIX}EXCHANGES_{name.upper()}"] = orjson.dumps(address).decode()
-        endpoint = {"base_url": where["model_base_url"], "api_key_env": KEY_VARIABLE, "key_pattern": None}
-        provider = orjson.dumps(endpoint).decode()
-        for name in self._settings.providers:
-            environment[f"{PREFIX}PROVIDERS_{name.upper()}"] = provider
         self._exchanges = [name for name in self._exchanges if name in where["exchanges"]]
-        return environment
+        return simulated(where, self._settings, self._logs)
 
     def _wait_until_ready(self, watcher: Watcher, board: Board) -> int:
         """All books live and the detector's group assigned; the moment in ns. On live feeds: as good as it gets."""

@@ -180,12 +180,12 @@ class JarCluster:
     ) -> None:
         self.stop()
 
-    def up(self) -> None:
+    def up(self, timeout_s: float = UP_S) -> None:
         """Format, start every node, and wait until all of them are ready."""
         self.format()
         for node in self.nodes:
             self.start(node)
-        self.wait()
+        self.wait(timeout_s=timeout_s)
 
     def format(self, nodes: Iterable[int] | None = None) -> None:
         """Prepare the data folders of the nodes (None: all)."""

@@ -1,14 +1,23 @@
 """Wiring of the collector: settings, exchange, publisher, run."""
 
+import asyncio
+
 from services.collector.exchanges import EXCHANGES, exchange_named
 from services.collector.instruments import shard as share_of
 from services.collector.service import Collector
 from shared import cluster, kafka, process, symbols, topics
 from shared.errors import SettingsError
+from shared.health import Health
+from shared.kafka_watch import Pulse
 from shared.settings import Settings, cache_dir
 
 
-def main(settings: Settings, exchange: str, shard: tuple[int, int] = (1, 1)) -> None:
+def health() -> Health:
+    """What a collector says of itself."""
+    return Health("collector", ("kafka", "books"))
+
+
+def main(settings: Settings, exchange: str, shard: tuple[int, int], health: Health) -> None:
     """Collect one exchange until SIGTERM or SIGINT.
 
     Args:
@@ -38,7 +47,15 @@ def main(settings: Settings, exchange: str, shard: tuple[int, int] = (1, 1)) -> 
     collector = Collector(
         exchange, configured, settings.collector, publisher, cache=cache_dir(), shard=shard, protocol=protocol
     )
+    health.watch("books", collector.books)
+
+    async def run(stop: asyncio.Event) -> None:
+        async with health.beating():
+            await collector.run(stop)
+
     try:
-        process.run_async(collector.run)
+        with Pulse(publisher.brokers, publisher.trouble) as pulse:
+            health.watch("kafka", pulse.look)
+            process.run_async(run)
     finally:
         publisher.close(5.0)

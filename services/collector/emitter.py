@@ -1,5 +1,6 @@
 """Feed outputs to Kafka messages. One counter per symbol numbers all messages about it."""
 
+from collections import Counter
 from collections.abc import Iterable
 
 import structlog
@@ -130,6 +131,10 @@ class Emitter:
         )
         self._publisher.publish(self._topic, line.base, value)
         self._published["health"] += 1
+
+    def states(self) -> Counter[str]:
+        """How many books are in each state. Any thread."""
+        return Counter(line.state for line in list(self._lines.values()) if line.state is not None)
 
     def flush_metrics(self) -> None:
         """Counted in plain numbers on the hot path, handed over from time to time."""

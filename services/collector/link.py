@@ -35,6 +35,9 @@ DEAD_S = 5.0
 
 LOOK_S = 0.1
 
+SAMPLE = 64
+"""Of so many frames one is timed: that costs what it tells (2 us), and the hot path is some 30 us a frame."""
+
 CLOCK_SET_NS = 500_000_000
 """When the wall clock runs away from the monotonic one by so much within a look, somebody has set it."""
 
@@ -175,12 +178,24 @@ class Link:
     # ------------------------------------------------ its tasks
 
     async def _read(self, socket: ClientConnection) -> None:
-        on_frame, clock, recv = self.feed.on_frame, self._clock, socket.recv
+        on_frame, clock, recv, ticks = self.feed.on_frame, self._clock, socket.recv, self._ticks
+        took = metrics.FRAME_TO_TICK_MS.labels(exchange=self._emitter.exchange)
+        left = SAMPLE
         try:
             while True:
-                outputs = on_frame(await recv(decode=False), clock())
+                frame = await recv(decode=False)
+                left -= 1
+                if left:
+                    outputs = on_frame(frame, clock())
+                    if outputs:
+                        self._take(outputs)
+                    continue
+                left = SAMPLE
+                began = ticks()
+                outputs = on_frame(frame, clock())
                 if outputs:
                     self._take(outputs)
+                    took.observe((ticks() - began) / 1e6)
         except ConnectionClosed as error:
             raise LinkLost(f"connection closed: {error}", "closed") from None
 

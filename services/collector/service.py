@@ -91,6 +91,15 @@ class Collector:
             int(collector.first_data_s * 1e9), int(collector.refresh_s * 1e9), collector.max_silence_ms * 1_000_000
         )
 
+    def books(self) -> tuple[bool, str]:
+        """Whether any book is live, and in words how many are and what the rest is in. Any thread."""
+        states = self._emitter.states()
+        live = states.pop("live", 0)
+        silent = len(self._symbols) - live - sum(states.values())
+        rest = [f"{count} {state}" for state, count in sorted(states.items())]
+        rest += [f"{silent} not heard of yet"] if silent > 0 else []
+        return live > 0, "; ".join([f"{live} of {len(self._symbols)} live", *rest])
+
     async def run(self, stop: asyncio.Event) -> None:
         """Until `stop`.
 

@@ -21,6 +21,8 @@ from services.decider.state import State, state_file
 from services.decider.trials import Trials
 from services.decider.upkeep import Upkeep
 from shared import cluster, kafka, process, topics
+from shared.health import Health
+from shared.kafka_watch import Pulse
 from shared.settings import ModelSettings, RoleSettings, Settings
 
 log = structlog.get_logger()
@@ -28,7 +30,12 @@ log = structlog.get_logger()
 WRITTEN = (topics.DECISIONS, topics.AUDIT, topics.dlq(topics.OPPORTUNITIES))
 
 
-def main(settings: Settings) -> None:
+def health() -> Health:
+    """What a decider says of itself."""
+    return Health("decider", ("kafka", "assignment", "tail", "state", "decisions"))
+
+
+def main(settings: Settings, health: Health) -> None:
     """Decide until SIGTERM or SIGINT.
 
     Raises:
@@ -48,14 +55,19 @@ def main(settings: Settings) -> None:
             log.error("candidate rolled back", role=role, why=why)
         publisher = kafka.Publisher(kafka.event_producer(settings.kafka, "decider"), drop_when_full=False)
         try:
-            process.run_async(lambda stop: _run(terms, desk, state, publisher, stop))
+            health.watch("state", state.usable)
+            with Pulse(publisher.brokers, publisher.trouble) as pulse:
+                health.watch("kafka", pulse.look)
+                process.run_async(lambda stop: _run(terms, desk, state, publisher, health, stop))
         finally:
             publisher.close(2.0)
     finally:
         state.close()
 
 
-async def _run(terms: Terms, desk: Desk, state: State, publisher: kafka.Publisher, stop: asyncio.Event) -> None:
+async def _run(
+    terms: Terms, desk: Desk, state: State, publisher: kafka.Publisher, health: Health, stop: asyncio.Event
+) -> None:
     settings, models = desk.settings, desk.models
     if not models.any():
         log.warning("no provider has a key: decisions rest on rules only", set_one_of=", ".join(models.missing()))
@@ -66,8 +78,12 @@ async def _run(terms: Terms, desk: Desk, state: State, publisher: kafka.Publishe
     newest = Newest()
     decider = Decider(terms, desk, newest)
     service = Service(decider, newest, publisher)
+    config = kafka.event_consumer(settings.kafka, "decider", GROUP)
+    health.watch("assignment", kafka.statistics_of(config).assignment)
+    health.watch("tail", service.tail_read)
+    health.watch("decisions", service.deciding)
     consumer = kafka.ConsumerThread(
-        kafka.event_consumer(settings.kafka, "decider", GROUP),
+        config,
         [topics.OPPORTUNITIES],
         high_water=1000,
         auto_release=False,
@@ -88,7 +104,8 @@ async def _run(terms: Terms, desk: Desk, state: State, publisher: kafka.Publishe
         asyncio.create_task(Upkeep(decider, desk, state).run()),
     ]
     try:
-        await service.run(consumer, stop)
+        async with health.beating(service.show):
+            await service.run(consumer, stop)
     finally:
         for task in beside:
             task.cancel()

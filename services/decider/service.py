@@ -72,6 +72,7 @@ class Service:
         self._delivered: deque[Callable[[], None]] = deque()
         self._woken = False
         self._wake_lock = threading.Lock()
+        self._reading_tail = False
         self._failed: asyncio.Future[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._consumer: ConsumerThread | None = None
@@ -138,9 +139,9 @@ class Service:
         except UndecodableRecord as error:
             self._put_aside(record, "decode", error, done)
             return
-        self._newest.take(
-            message, self._decider.now_ns()
-        )  # at once, not behind the queue: the last check needs it while models think
+        now_ns = self._decider.now_ns()
+        metrics.OPPORTUNITY_AGE_MS.observe(max(0.0, (now_ns - message.detected_ns) / 1e6))
+        self._newest.take(message, now_ns)  # at once, not behind the queue: the last check needs it while models think
         waiting = self._undelivered.get(message.opportunity_id)
         if waiting is not None:
             waiting.append(done)  # read again after a rebalance: it is dealt with when its decision is delivered
@@ -158,9 +159,9 @@ class Service:
             return
         before = self._tails.get(message.base)
         if case is not None and before is None:  # a backlog of what has expired goes through here, without a task each
-            self._publish(case, record, done)
+            self._publish(case, record, done, now_ns)
             return
-        task = asyncio.create_task(self._decide(message, record, case, before, done))
+        task = asyncio.create_task(self._decide(message, record, case, before, done, now_ns))
         self._tails[message.base] = task
         task.add_done_callback(lambda ended: self._ended(message.base, ended))
 
@@ -182,13 +183,14 @@ class Service:
         case: Case | None,
         before: asyncio.Task[None] | None,
         done: Callable[[], None],
+        taken_ns: int,
     ) -> None:
         """Models may think about several opportunities of a coin at once; decisions leave in the coin's order."""
         if case is None:
             case = await self._decider.consider(opportunity, record.value)
         if before is not None:
             await asyncio.wait((before,))  # it may have failed: `_ended` says so
-        self._publish(case, record, done)
+        self._publish(case, record, done, taken_ns)
 
     def _ended(self, base: str, task: asyncio.Task[None]) -> None:
         if self._tails.get(base) is task:
@@ -201,7 +203,7 @@ class Service:
             self._publisher, record, group=GROUP, stage=stage, error=error, on_delivery=self._delivery(done)
         )
 
-    def _publish(self, case: Case, record: Record, done: Callable[[], None]) -> None:
+    def _publish(self, case: Case, record: Record, done: Callable[[], None], taken_ns: int) -> None:
         try:
             decision = self._decider.conclude(case)
             value = decision.encode()
@@ -222,6 +224,7 @@ class Service:
         delivered = self._delivery(_after(2, done))  # no decision without its record, nor the other way round
         self._publisher.publish(topics.AUDIT, decision.decision_id, audit, None, on_delivery=delivered)
         self._publisher.publish(topics.DECISIONS, decision.base, value, None, on_delivery=delivered)
+        metrics.DECISION_MS.observe(max(0.0, (self._decider.now_ns() - taken_ns) / 1e6))
         for role in [] if self._stopping else self._decider.shadowed(case):
             task = asyncio.create_task(self._shadow(case, decision, role))
             self._shadows.add(task)
@@ -240,6 +243,26 @@ class Service:
         self._decided[opportunity_id] = None
         if len(self._decided) > MOST_REMEMBERED:
             self._decided.popitem(last=False)
+
+    # ------------------------------------------------ how it is
+
+    def show(self) -> None:
+        """Set the gauges."""
+        metrics.DECIDER_IN_FLIGHT.set(sum(tracker.in_flight() for tracker in self._trackers.values()))
+
+    def tail_read(self) -> tuple[bool, str]:
+        """Whether what was decided lately is known of every partition that is ours, and in words. Any thread."""
+        if self._reading_tail:
+            return False, "reading back what was decided lately"
+        return True, f"{len(self._owned)} partitions, {len(self._decided)} opportunities known to be decided"
+
+    def deciding(self) -> tuple[bool, str]:
+        """Whether decisions go out, and in words. Any thread."""
+        if self._failed is None:
+            return False, "not started yet"
+        if self._failed.done() or self._stopping:
+            return False, "stopping"
+        return True, f"{sum(tracker.in_flight() for tracker in list(self._trackers.values()))} in flight"
 
     # ------------------------------------------------ offsets
 
@@ -294,7 +317,9 @@ class Service:
         if not partitions:
             return
         # Of whichever panel: nobody pays twice for one opportunity. What is no decision is not ours to put aside.
+        self._reading_tail = True
         known = [found for record in read_tail() if (found := decided_opportunity(record.value)) is not None]
+        self._reading_tail = False
         log.info("assigned", partitions=sorted(number for _, number in partitions), decided_lately=len(known))
         assert self._loop is not None
         for opportunity_id in known:

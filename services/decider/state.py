@@ -140,6 +140,7 @@ class State:
         self._identity: tuple[int, int] | None = None
         self._unwritten: dict[Candidate, Rollback] = {}
         self._logged_ns: int | None = None
+        self._trouble: str | None = None
         self._checkpoints: _Checkpoints | None = None
         try:
             self._db = _connect(file, read_only)
@@ -317,6 +318,19 @@ class State:
 
     # ------------------------------------------------------------ the file
 
+    def usable(self) -> tuple[bool, str]:
+        """Whether money could be booked the last time, and the file is still there; in words. Any thread."""
+        if self._trouble is not None:
+            return False, self._trouble
+        if self.file is None or self._identity is None:
+            return True, "kept in memory"
+        try:
+            if _identity(self.file) != self._identity:
+                return False, f"decider.state_file: {self.file} was replaced while in use; start again"
+        except OSError as error:
+            return False, str(self._unusable(error))
+        return True, str(self.file)
+
     @contextlib.contextmanager
     def _changing(self) -> Iterator[sqlite3.Connection]:
         """A transaction that holds the lock from its start; left by an error, it never happened."""
@@ -333,6 +347,7 @@ class State:
             if db.in_transaction:
                 with contextlib.suppress(sqlite3.Error):
                     db.execute("ROLLBACK")
+        self._trouble = None
         if self._checkpoints is not None:
             self._checkpoints.after_commit()
 
@@ -402,6 +417,7 @@ class State:
 
     def _refused(self, error: Exception, now_ns: int) -> None:
         """Say it, but not 150 times a second."""
+        self._trouble = str(self._unusable(error))
         if self._logged_ns is None or abs(now_ns - self._logged_ns) >= LOG_EVERY_NS:
             self._logged_ns = now_ns
             log.error("the book of money cannot be written", error=str(self._unusable(error)))

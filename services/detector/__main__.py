@@ -18,6 +18,8 @@ from services.detector.replay import Recorded, merged, refuse, replay
 from services.detector.service import ADOPT_MS, BACK_MS, GROUP, Detector
 from shared import cluster, kafka, process, topics
 from shared.errors import InputError, UsageError
+from shared.health import Health
+from shared.kafka_watch import Pulse
 from shared.settings import Settings
 from shared.symbols import split
 
@@ -27,7 +29,12 @@ READ = [*topics.tick_topics(), topics.FX_RATES]
 EVENTS = [topics.OPPORTUNITIES, topics.REJECTIONS, topics.OUTCOMES]
 
 
-def main(settings: Settings) -> None:
+def health() -> Health:
+    """What a detector says of itself. Its loop waits for Kafka in a rebalance: `kafka.positions`, `read_range`."""
+    return Health("detector", ("kafka", "assignment", "caught_up"), stuck_s=60.0)
+
+
+def main(settings: Settings, health: Health) -> None:
     """Detect until SIGTERM or SIGINT.
 
     Raises:
@@ -38,6 +45,8 @@ def main(settings: Settings) -> None:
     cluster.require_topics(settings.kafka, [*READ, *EVENTS, topics.TICKS_DLQ])
     publisher = kafka.Publisher(kafka.event_producer(settings.kafka, "detector"), drop_when_full=False)
     now_ms = int(time.time() * 1000)
+    config = kafka.tick_consumer(settings.kafka, "detector", GROUP)
+    member = kafka.statistics_of(config)
     detector = Detector(
         Engine(settings, owned=lambda base: False),  # until the group gives us some
         publisher,
@@ -49,18 +58,22 @@ def main(settings: Settings) -> None:
             )
         ],
         lambda record, error: kafka.dead_letter(publisher, record, group=GROUP, stage="decode", error=error),
+        persistence_ms=settings.detector.persistence_ms,
+        beat=health.beat,
     )
-    config, since_ms = kafka.reader(settings.kafka, "detector"), now_ms - BACK_MS
     with contextlib.ExitStack() as stack:
         stack.callback(publisher.close)
-        others = [kafka.Reader(config, [topics.FX_RATES], since_ms)]
+        pulse = stack.enter_context(Pulse(publisher.brokers, publisher.trouble))
+        health.watch("kafka", pulse.look)
+        health.watch("assignment", member.assignment)
+        health.watch("caught_up", detector.caught_up)
+        every, since_ms = kafka.reader(settings.kafka, "detector"), now_ms - BACK_MS
+        others = [kafka.Reader(every, [topics.FX_RATES], since_ms)]
         if numbers := bridge_numbers(settings):
-            others.append(kafka.Reader(config, topics.tick_topics(), since_ms, numbers))
+            others.append(kafka.Reader(every, topics.tick_topics(), since_ms, numbers))
         for reader in others:
             stack.callback(reader.close)
-        ticks = kafka.TicksReader(
-            kafka.tick_consumer(settings.kafka, "detector", GROUP), topics.tick_topics(), BACK_MS, detector.on_owned
-        )
+        ticks = kafka.TicksReader(config, topics.tick_topics(), BACK_MS, detector.on_owned)
         stack.callback(ticks.close)
         detector.run(ticks, others, stop)
 

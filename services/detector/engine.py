@@ -9,6 +9,7 @@ books against each other, with the bridge's book between cash and the one that i
 """
 
 import heapq
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from itertools import count
 
@@ -195,6 +196,18 @@ class Engine:
         """What is open now."""
         gaps = [gap for coin in self._open.values() for gap in coin.gaps.values()]
         return [gap.opportunity for gap in gaps if gap.opportunity is not None]
+
+    def books(self) -> Counter[tuple[str, str]]:
+        """How many books are held, by exchange and state."""
+        return Counter((book.exchange, book.state) for book in self._books.values())
+
+    def open_gaps(self) -> dict[str, int]:
+        """How many verdicts are open now, by kind."""
+        gaps = [gap for coin in self._open.values() for gap in coin.gaps.values()]
+        return {
+            "opportunity": sum(gap.opportunity is not None for gap in gaps),
+            "rejection": sum(gap.rejection is not None for gap in gaps),
+        }
 
     def is_idle(self) -> bool:
         """Nothing is open, pending or expected: time alone changes nothing."""

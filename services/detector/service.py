@@ -35,6 +35,12 @@ AHEAD_NS = 1_000_000_000
 
 SAY_S = 10.0
 
+SHOW_NS = 2_000_000_000
+"""How often the gauges of what is held are set."""
+
+BEHIND_MS = 5000.0
+"""A detector that reads ticks older than this does not do its job."""
+
 UNREADABLE = (UndecodableRecord, ValueError, ArithmeticError)
 """What a record that is not one of ours raises: a field is missing or wrong."""
 
@@ -60,6 +66,8 @@ class Detector:
     Args:
         read_open: Reads back `arbitrage-opportunities` and `opportunity-outcomes` (records, oldest first).
         dead_letter: Puts a record aside, with the error.
+        persistence_ms: Setting of the engine, taken off the time that an opportunity took.
+        beat: Called whenever the loop has turned.
     """
 
     def __init__(
@@ -69,12 +77,20 @@ class Detector:
         read_open: Callable[[], Sequence[Record]],
         dead_letter: Callable[[Record, Exception], None],
         clock: Callable[[], int] = time.time_ns,
+        *,
+        persistence_ms: int = 0,
+        beat: Callable[[], None] = lambda: None,
     ) -> None:
         self._engine = engine
         self._out = out
         self._read_open = read_open
         self._dead_letter = dead_letter
         self._clock = clock
+        self._persistence_ms = persistence_ms
+        self._beat = beat
+        self._age_ms = 0.0
+        self._show_ns = 0
+        self._shown: set[tuple[str, str]] = set()
         self._now_ns = clock()
         self._timer_ns = self._now_ns + TIMER_NS
         self._owned: frozenset[int] = frozenset()
@@ -113,8 +129,13 @@ class Detector:
     def take(self, records: Sequence[Record], *, shared: bool = False) -> None:
         """Take in a batch; what it causes is published. `shared`: from a reader of what all detectors read."""
         if not records:
+            if not shared:
+                self._age_ms = 0.0  # all is read
             return
-        metrics.TICK_AGE_MS.observe(max(0.0, time.time() * 1000 - records[-1].timestamp_ms))
+        age_ms = max(0.0, time.time() * 1000 - records[-1].timestamp_ms)
+        metrics.TICK_AGE_MS.observe(age_ms)
+        if not shared:
+            self._age_ms = age_ms
         if self._assigned_ns is None:
             for record in records:
                 self._take(record)
@@ -129,6 +150,8 @@ class Detector:
         now_ns = self._clock()
         if now_ns < self._timer_ns:
             return
+        self._beat()
+        metrics.LOOP_LAG_MS.observe((now_ns - self._timer_ns) / 1e6)
         self._timer_ns = now_ns + TIMER_NS
         self._now_ns = max(self._now_ns, now_ns)
         for kind, count in self._counts.items():  # plain numbers on the hot path
@@ -139,6 +162,27 @@ class Detector:
             self._publish(self._engine.on_timer(self._now_ns))
         elif now_ns - self._assigned_ns > SETTLE_NS:
             self._settle()
+        if now_ns >= self._show_ns:
+            self._show_ns = now_ns + SHOW_NS
+            self._show()
+
+    def caught_up(self) -> tuple[bool, str]:
+        """Whether it judges, and by the newest ticks; in words. Any thread."""
+        if self._assigned_ns is not None:
+            return False, "reading back what came before the assignment"
+        if self._age_ms > BEHIND_MS:
+            return False, f"reads ticks that are {self._age_ms / 1000:.0f} s old"
+        return True, f"reads ticks that are {self._age_ms:.0f} ms old" if self._age_ms else "has read all ticks"
+
+    def _show(self) -> None:
+        books = self._engine.books()
+        for exchange, state in self._shown - books.keys():
+            metrics.BOOKS.labels(exchange=exchange, state=state).set(0)
+        for (exchange, state), count in books.items():
+            metrics.BOOKS.labels(exchange=exchange, state=state).set(count)
+        self._shown |= books.keys()
+        for kind, count in self._engine.open_gaps().items():
+            metrics.OPEN.labels(kind=kind).set(count)
 
     def _take(self, record: Record) -> None:
         try:
@@ -223,6 +267,9 @@ class Detector:
     def _publish(self, events: Sequence[Event]) -> None:
         for event in events:
             publish(self._out, event)
+            if isinstance(event, Opportunity) and event.phase == "opened":
+                took_ms = (self._clock() - event.opened_ns) / 1e6 - self._persistence_ms
+                metrics.FRAME_TO_OPPORTUNITY_MS.observe(max(0.0, took_ms))
 
 
 def publish(out: Out, event: Event) -> None:
@@ -231,4 +278,6 @@ def publish(out: Out, event: Event) -> None:
         metrics.OPPORTUNITIES.labels(phase=event.phase).inc()
     elif isinstance(event, Rejection) and event.phase == "opened":
         metrics.REJECTIONS.labels(reason=event.reasons[0].value).inc()
+    elif isinstance(event, DelayedEdge):
+        metrics.OUTCOMES.labels(seen="missed" if event.missed else "computed").inc()
     out.publish(EVENT_TOPICS[event.kind], event.base, event.encode())

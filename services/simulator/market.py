@@ -112,11 +112,13 @@ class Market:
         settings: Exchanges, symbols and fees (a push is planned by the fees).
         served: Exchanges to generate.
         rate: Updates a second of each book.
+        pace: How many times more often than every three to five seconds a push is tried.
     """
 
-    def __init__(self, settings: Settings, served: tuple[str, ...], seed: int, rate: float) -> None:
+    def __init__(self, settings: Settings, served: tuple[str, ...], seed: int, rate: float, pace: float = 1.0) -> None:
         self._random = random.Random(seed)
         self._rate = rate
+        self._pace = pace
         self._enabled = {name: ex for name, ex in settings.enabled_exchanges().items() if name in served}
         self._order = count()
         self._due: list[tuple[int, int, str, object]] = []
@@ -187,7 +189,7 @@ class Market:
             self._plan(at_ns + int(draw.expovariate(1.5) * SECOND_NS), "trade", about)
             yield self._trade(book)
         elif what == "push":
-            self._plan(at_ns + int(draw.uniform(3.0, 5.0) * SECOND_NS), "push", None)
+            self._plan(at_ns + int(draw.uniform(3.0, 5.0) * SECOND_NS / self._pace), "push", None)
             push = self._choose()
             if push is not None:
                 self._pushed[(push.exchange, push.base)] = push.bps

@@ -532,10 +532,11 @@ class Simulation:
         truth: Path | None,
         clock: Callable[[], int],
         faults: Faults | None = None,
+        pace: float = 1.0,
     ) -> None:
         faults = faults or Faults(random.Random(seed))
         served = tuple(SERVERS)
-        self.market = Market(settings, served, seed, rate)
+        self.market = Market(settings, served, seed, rate, pace)
         today = datetime.datetime.fromtimestamp(clock() / 1e9, datetime.UTC).date()
         self._truth = Truth(settings, self.market, today)
         self._truth_file: TextIO | None = truth.open("w") if truth is not None else None

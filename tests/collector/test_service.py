@@ -15,7 +15,7 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.datastructures import Headers
 from websockets.http11 import Request, Response
 
-from services.collector import instruments
+from services.collector import instruments, link
 from services.collector.exchanges import EXCHANGES
 from services.collector.exchanges.base import Instrument
 from services.collector.instruments import Catalog
@@ -153,6 +153,27 @@ async def test_a_book_is_published_with_rising_sequence_and_key_and_ends_as_disc
     states = [message["state"] for message in published.kinds("health")]
     assert states == ["syncing", "live", "disconnected"]
     assert published.kinds("health")[-1]["reason"] == "collector stopped"
+
+
+async def test_it_does_its_job_with_one_live_book_and_says_where_the_others_are(make, monkeypatch):
+    async def handler(connection: ServerConnection) -> None:
+        await connection.send(coinbase_book(0, 9.0))
+        await connection.wait_closed()
+
+    def timed() -> float:
+        return REGISTRY.get_sample_value("arb_frame_to_tick_ms_count", {"exchange": "coinbase"}) or 0
+
+    monkeypatch.setattr(link, "SAMPLE", 1)
+    before = timed()
+    published = Published()
+    async with exchange(handler) as port:
+        collector = make("coinbase", port, ["BTC-USD", "ETH-USD"], published, [])
+        assert collector.books() == (False, "0 of 2 live; 2 not heard of yet")
+        async with running(collector):
+            await published.until(lambda: published.kinds("book"))
+            assert collector.books() == (True, "1 of 2 live; 1 syncing")
+            assert timed() == before + 1
+        assert collector.books() == (False, "0 of 2 live; 2 disconnected")
 
 
 async def test_a_closed_connection_is_made_again_with_growing_waits_that_data_resets(make):

@@ -1,7 +1,8 @@
 """An opportunity as the detector publishes it, and settings with a model server of the test's own."""
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, cast
 
 import pytest
@@ -121,8 +122,9 @@ class Workbench(NamedTuple):
 
 
 @pytest.fixture
-def workbench(configured: Settings) -> Callable[..., Workbench]:
+def workbench(configured: Settings) -> Iterator[Callable[..., Workbench]]:
     """`workbench(settings=..., models={"risk": "server"}, threshold=900)`: further names are settings of `[decider]`."""
+    states = contextlib.ExitStack()
 
     def make(
         settings: Settings = configured, models: dict[str, Any] | None = None, guards: Any = None, **decider: Any
@@ -133,11 +135,12 @@ def workbench(configured: Settings) -> Callable[..., Workbench]:
                 "guards": settings.guards.model_copy(update=guards or {}),
             }
         )
-        clock, scripted, state = Clock(), ScriptedModels(changed, **models or {}), State(None)
+        clock, scripted, state = Clock(), ScriptedModels(changed, **models or {}), states.enter_context(State(None))
         trials = Trials(changed, state.rolled_back(), state.roll_back)
         budget = Budget(changed, state)
         desk = Desk(changed, cast(Models, scripted), Guards(changed), budget, trials, clock)
         newest = Newest()
         return Workbench(Decider(Terms.of(changed), desk, newest), desk, newest, scripted, clock)
 
-    return make
+    with states:
+        yield make

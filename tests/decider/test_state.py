@@ -318,3 +318,30 @@ def test_another_process_sees_and_forgives_it(file):
         decider.roll_back("risk", "openai", "a", "slow", 1)
         assert list(command.clear_rollback("risk")) == [("risk", "openai", "a")]
         assert decider.rolled_back() == {}
+
+
+# ---------------------------------------------------------------- whether it can be used
+
+
+def test_a_file_is_usable_until_it_cannot_be_written_and_again_when_it_can(file):
+    with State(file) as state:
+        assert state.usable() == (True, str(file))
+        with raw(file) as other:
+            other.execute("BEGIN IMMEDIATE")
+            assert book(state) is None
+            ok, words = state.usable()
+            assert not ok
+            assert "locked" in words
+            other.execute("ROLLBACK")
+        assert book(state) is not None
+        assert state.usable()[0]
+
+
+def test_a_file_that_was_removed_while_in_use_is_not_usable(file):
+    with State(file) as state:
+        file.rename(file.with_name("gone"))
+        ok, words = state.usable()
+    assert not ok
+    assert "No such file" in words
+    with State(None) as state:
+        assert state.usable() == (True, "kept in memory")

@@ -111,13 +111,13 @@ def test_worse_calibrated(trials, tried):
 
 
 def test_a_restart_does_not_bring_it_back(tried):
-    state = State(None)
-    first = Trials(tried, state.rolled_back(), state.roll_back)
-    feed(first, tried, "server", 10)
-    again = Trials(tried, state.rolled_back(), state.roll_back)
-    assert not again.allowed("risk", CANDIDATE)
-    state.clear_rollback("risk")
-    assert Trials(tried, state.rolled_back(), state.roll_back).allowed("risk", CANDIDATE)
+    with State(None) as state:
+        first = Trials(tried, state.rolled_back(), state.roll_back)
+        feed(first, tried, "server", 10)
+        again = Trials(tried, state.rolled_back(), state.roll_back)
+        assert not again.allowed("risk", CANDIDATE)
+        state.clear_rollback("risk")
+        assert Trials(tried, state.rolled_back(), state.roll_back).allowed("risk", CANDIDATE)
 
 
 def test_forgiven_while_it_runs_it_begins_anew(trials, tried):

@@ -2,6 +2,7 @@
 
 import orjson
 import pytest
+from prometheus_client import REGISTRY
 
 from services.detector.__main__ import bridge_numbers
 from services.detector.engine import Engine
@@ -190,3 +191,45 @@ def test_an_assignment_that_splits_a_coin_is_refused():
     assert kafka.co_partitioned([], names) == frozenset()
     with pytest.raises(TopicMismatch, match="other partitions on one exchange"):
         kafka.co_partitioned([*both, (names[0], 3)], names)
+
+
+def test_it_has_caught_up_when_it_judges_by_new_ticks(parts, tick, monkeypatch):
+    detector, _, clock, _, _ = parts
+    monkeypatch.setattr("services.detector.service.time.time", lambda: clock.at_ms / 1000)
+    assert detector.caught_up() == (True, "has read all ticks")
+    detector.on_owned(frozenset(range(16)))
+    assert detector.caught_up() == (False, "reading back what came before the assignment")
+    clock.at_ms = T0 + 20_000
+    detector.take([record(tick("kraken", "BTC-USD", 101.0, 101.1, T0 + 10_000), T0 + 10_000)])
+    assert detector.caught_up() == (False, "reads ticks that are 10 s old")
+    detector.take([], shared=True)
+    assert not detector.caught_up()[0], "what every detector reads says nothing of its own ticks"
+    detector.take([record(tick("kraken", "BTC-USD", 101.0, 101.1, T0 + 19_990), T0 + 19_990)])
+    assert detector.caught_up() == (True, "reads ticks that are 10 ms old")
+    detector.take([])
+    assert detector.caught_up() == (True, "has read all ticks")
+
+
+def test_gauges_say_what_is_held_and_forget_what_is_gone(configured, tick):
+    def value(name, **labels):
+        return REGISTRY.get_sample_value(name, labels)
+
+    clock, beats = Clock(T0), []
+    engine = Engine(configured)
+    detector = Detector(engine, Out(), list, lambda *_: None, clock, persistence_ms=10, beat=lambda: beats.append(1))
+    before = value("arb_frame_to_opportunity_ms_count"), value("arb_frame_to_opportunity_ms_sum")
+    messages = [tick("coinbase", "ADA-USD", 99.9, 100.0, T0), tick("kraken", "ADA-USD", 101.0, 101.1, T0)]
+    detector.take([record(message, T0) for message in messages])
+    clock.at_ms = T0 + 200
+    detector.tick()
+    assert beats == [1]
+    assert value("arb_books", exchange="kraken", state="live") == 1
+    assert value("arb_gaps_open", kind="opportunity") == 1
+    assert value("arb_gaps_open", kind="rejection") == 0
+    took = value("arb_frame_to_opportunity_ms_count"), value("arb_frame_to_opportunity_ms_sum")
+    assert (took[0] - before[0], round(took[1] - before[1], 3)) == (1, 190)
+    detector.on_owned(frozenset())
+    clock.at_ms = T0 + 5000
+    detector.tick()
+    assert value("arb_books", exchange="kraken", state="live") == 0
+    assert value("arb_gaps_open", kind="opportunity") == 0

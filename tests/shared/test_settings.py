@@ -2,14 +2,12 @@
 
 import datetime
 import os
-import socket
-import urllib.request
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
 
-from shared import fees, metrics, settings
+from shared import fees, settings
 from shared.errors import SettingsError, UnknownExchange
 
 
@@ -73,18 +71,6 @@ def test_a_broken_file_is_named_with_its_line(tmp_path: Path) -> None:
     (tmp_path / "arb.toml").write_text("[detector]\nopen_net_bps =\n")
     with pytest.raises(SettingsError, match=r"arb\.toml: .*line 2"):
         settings.load()
-
-
-def test_metrics_are_served_on_the_port_that_is_set_and_a_taken_one_is_named():
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        with pytest.raises(SettingsError, match=f"metrics.port {port} on 127.0.0.1"):
-            metrics.serve("127.0.0.1", port)
-    metrics.serve("127.0.0.1", port)
-    page = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5).read().decode()
-    assert "arb_ticks_dropped_total" in page
 
 
 def test_an_unknown_exchange_is_named_with_those_that_exist() -> None:
@@ -178,3 +164,43 @@ def test_the_latest_valid_fee_counts_and_a_pair_of_its_own_wins() -> None:
     assert fees.taker_fee(schedule, "BTC-USD", None, august).taker_bps == Decimal(80)
     assert fees.taker_fee(schedule, "USDC-USD", None, august).taker_bps == Decimal(0)
     assert fees.taker_fee(schedule, "BTC-USD", None, datetime.date(2025, 12, 31)) is None
+
+
+def test_a_folder_stands_for_its_toml_files_in_order_of_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "20-later.toml").write_text('[detector]\nopen_net_bps = "9"\n')
+    (tmp_path / "10-first.toml").write_text('[detector]\nopen_net_bps = "8"\nmax_skew_ms = 1500\n')
+    (tmp_path / ".hidden.toml").write_text("[detector]\nopen_net_bps = 99\n")
+    (tmp_path / "notes.md").write_text("no settings")
+    monkeypatch.setenv("ARB_CONFIG", str(tmp_path))
+    loaded = settings.load()
+    assert (loaded.detector.open_net_bps, loaded.detector.max_skew_ms) == (9, 1500)
+
+
+def test_an_empty_folder_changes_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    plain = settings.load()
+    monkeypatch.setenv("ARB_CONFIG", str(tmp_path))
+    assert settings.load().model_dump() == plain.model_dump()
+
+
+def test_several_files_and_folders_are_read_in_order(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "a.toml").write_text('[detector]\nopen_net_bps = "8"\n')
+    (tmp_path / "last.toml").write_text('[detector]\nopen_net_bps = "7"\n')
+    monkeypatch.setenv("ARB_CONFIG", f"{tmp_path}/folder:{tmp_path}/last.toml:")
+    assert settings.load().detector.open_net_bps == 7
+    monkeypatch.setenv("ARB_CONFIG", f"{tmp_path}/last.toml:{tmp_path}/folder")
+    assert settings.load().detector.open_net_bps == 8
+    monkeypatch.setenv("ARB_CONFIG", f"{tmp_path}/folder:{tmp_path}/gone.toml")
+    with pytest.raises(SettingsError, match=r"settings file .*gone\.toml does not exist"):
+        settings.load()
+
+
+def test_a_key_comes_from_the_file_that_a_variable_names(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text(f"{PLANTED}\n")
+    openai = settings.load().providers["openai"]
+    key = openai.api_key({"OPENAI_API_KEY_FILE": str(tmp_path / "key"), "OPENAI_API_KEY": "sk-another-0123456789ab"})
+    assert key is not None
+    assert key.get_secret_value() == PLANTED
+    assert openai.api_key({"OPENAI_API_KEY_FILE": ""}) is None, "as Compose passes it where no file is named"
+    with pytest.raises(SettingsError, match="api_key_file"):
+        openai.api_key({"OPENAI_API_KEY_FILE": str(tmp_path / "gone")})

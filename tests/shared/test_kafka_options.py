@@ -1,0 +1,81 @@
+"""Options of Kafka's clients whose values are in files, and what is said of those that cannot be used."""
+
+import json
+import logging
+
+import pytest
+
+from shared import kafka, secrets, settings
+from shared.errors import SettingsError
+from shared.settings import KafkaSettings
+
+PASSWORD = "pw-31c7a9f2e5"
+
+
+def test_the_value_is_the_content_of_the_file_without_the_space_around_it(tmp_path):
+    file = tmp_path / "password"
+    file.write_text(f"  {PASSWORD}\n")
+    found = KafkaSettings(servers="b:1", options={"sasl.username": "u"}, option_files={"sasl.password": file})
+    assert found.client_options() == {"sasl.username": "u", "sasl.password": PASSWORD}
+    assert kafka.reader(found, "test")["sasl.password"] == PASSWORD
+    assert secrets.redact(f"with {PASSWORD}") == f"with {secrets.MASK}"
+
+
+def test_each_new_client_gets_what_the_file_holds_then(tmp_path):
+    file = tmp_path / "password"
+    file.write_text("the-first-1")
+    found = KafkaSettings(servers="b:1", option_files={"sasl.password": file})
+    assert found.client_options()["sasl.password"] == "the-first-1"
+    file.write_text("the-second-2")
+    assert found.client_options()["sasl.password"] == "the-second-2"
+    assert secrets.redact("the-first-1 the-second-2") == f"{secrets.MASK} {secrets.MASK}"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(None, "No such file or directory"), (b" \n", "is empty"), (b"\xff\xfe", "is no text")],
+)
+def test_a_file_that_is_of_no_use_is_named(tmp_path, content, words):
+    file = tmp_path / "password"
+    if content is not None:
+        file.write_bytes(content)
+    found = KafkaSettings(servers="b:1", option_files={"sasl.password": file})
+    with pytest.raises(SettingsError, match=rf"^kafka\.option_files: sasl\.password: {file}:? {words}$"):
+        found.client_options()
+
+
+def test_a_folder_is_no_file(tmp_path):
+    found = KafkaSettings(servers="b:1", option_files={"sasl.password": tmp_path})
+    with pytest.raises(SettingsError, match="Is a directory"):
+        found.client_options()
+
+
+def test_an_option_that_stands_in_both_is_refused_without_its_value(tmp_path, monkeypatch):
+    monkeypatch.setenv("ARB_KAFKA_OPTIONS", json.dumps({"sasl.password": PASSWORD}))
+    monkeypatch.setenv("ARB_KAFKA_OPTION_FILES", json.dumps({"sasl.password": str(tmp_path / "p")}))
+    with pytest.raises(SettingsError) as caught:
+        settings.load()
+    assert str(caught.value) == "kafka: sasl.password: in options and in option_files; one of them only"
+
+
+@pytest.mark.parametrize("name", ["sasl.password", "ssl.key.password", "ssl.key.pem", "sasl.oauthbearer.client.secret"])
+def test_a_secret_that_stands_in_the_settings_is_blacked_out_of_what_is_logged(name):
+    secret = f"in-the-open-{len(name)}-{name}"
+    found = KafkaSettings(servers="b:1", options={name: secret})
+    assert secret not in repr(found)
+    record = logging.LogRecord("other", logging.WARNING, "", 1, f"said {secret}", None, None)
+    assert secret not in secrets.RedactingFormatter().format(record)
+
+
+def test_a_user_name_stays_readable(tmp_path):
+    file = tmp_path / "name"
+    file.write_text("collector-kraken-7")
+    KafkaSettings(servers="b:1", option_files={"sasl.username": file}).client_options()
+    assert secrets.redact("collector-kraken-7") == "collector-kraken-7"
+
+
+def test_a_certificate_that_is_not_there_is_named(tmp_path):
+    found = KafkaSettings(servers="b:1", options={"ssl.ca.location": str(tmp_path / "ca.pem")})
+    with pytest.raises(SettingsError, match=r"kafka\.options: ssl\.ca\.location: there is no .*ca\.pem"):
+        found.client_options()
+    assert KafkaSettings(servers="b:1", options={"ssl.ca.location": "probe"}).client_options()
