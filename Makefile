@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
 	$$p -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help demo test lint types unit gateway format schemas bench fuzz soak lock clean
+.PHONY: help demo test lint types unit gateway chaos kubernetes audit format schemas generated bench fuzz soak lock clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -39,6 +39,15 @@ unit: $(READY) ## pytest; ARGS="-k kraken" for some of it
 gateway: $(READY) ## the decider behind a real LiteLLM proxy (400 MB in an environment of its own, once)
 	@ARB_TEST_LITELLM=1 $(VENV)/bin/pytest tests/integration/test_litellm.py $(ARGS)
 
+chaos: $(READY) ## three brokers and every service broken on purpose, about 25 minutes; ARGS="--only leader", --list
+	@$(VENV)/bin/python -m tools.chaos $(ARGS)
+
+kubernetes: $(READY) ## helm lint, helm template and kubeconform; fetches these once
+	@$(VENV)/bin/python -m tools.kubernetes check
+
+audit: $(READY) ## known vulnerabilities of the pinned packages; ARGS="--sbom sbom.json"
+	@$(VENV)/bin/python -m tools.audit $(ARGS)
+
 format: $(READY) ## put the code into shape
 	@$(VENV)/bin/ruff check --fix .
 	@$(VENV)/bin/ruff format .
@@ -46,12 +55,18 @@ format: $(READY) ## put the code into shape
 schemas: $(READY) ## write docs/schemas and docs/asyncapi.json anew from shared/messages.py
 	@$(VENV)/bin/python -m services.cli.schemas
 
+generated: schemas ## write everything anew that is made of shared/: schemas, dashboards, table of metrics, Strimzi's resources
+	@$(VENV)/bin/python tools/dashboards.py
+	@$(VENV)/bin/python tools/metric_table.py
+	@$(VENV)/bin/python -m tools.kubernetes write
+
 bench: $(READY) ## the benchmarks: tables, and JSON in benchmarks/results
 	@$(VENV)/bin/python benchmarks/collector.py
 	@$(VENV)/bin/python benchmarks/detector.py
 	@$(VENV)/bin/python benchmarks/latency.py
 	@$(VENV)/bin/python benchmarks/memory.py
 	@$(VENV)/bin/python benchmarks/decider.py
+	@$(VENV)/bin/python benchmarks/load.py
 
 fuzz: $(READY) ## new examples for the property tests, then a million damaged frames an adapter; ARGS="--exchange kraken"
 	@$(VENV)/bin/pytest -q --hypothesis-profile=fuzz $$(grep -rl hypothesis tests --include="test_*.py")
@@ -65,6 +80,8 @@ lock: $(READY) ## pin requirements/*.txt anew (needs pip-tools on the PATH)
 		pip-compile --quiet --strip-extras --allow-unsafe --generate-hashes --no-emit-options \
 		--no-header $$extra pyproject.toml \
 		-o requirements/$$(test -z "$$extra" && echo runtime || echo dev).txt; done
+	@echo hatchling | pip-compile --quiet --strip-extras --allow-unsafe --generate-hashes --no-emit-options --no-header \
+		--constraint requirements/dev.txt - -o requirements/build.txt
 
 clean: ## remove the virtual environment and caches of the tools (not Kafka's jars)
 	@rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info

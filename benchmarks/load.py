@@ -1,0 +1,441 @@
+"""The highest tick rate at which p99 from frame to opportunity stays below 100 ms, and what gives way first.
+
+A driver of its own (`load_driver.py`) sends ticks of five exchanges at a steady rate; a real broker, or three as three
+processes; one or three real `arb detect`; and this process, which reads the opportunities. A tick's `received_ns` is
+when it was due, an opportunity's `opened_ns` that of the tick that made it pay: their time is from there to the
+reader's hands, so a driver that cannot keep up shows as latency, too. `detector.persistence_ms` is 0.
+
+The rate is doubled until a step fails (p99 at 100 ms or more, a gap in a hundred missing, or the driver behind by 5 %),
+and then halved in between, on a scale of ratios. A step that fails is tried once more: machines are noisy. The same
+with `relay.py` in the detectors' place, which parses nothing: the rate that Kafka itself bears here. What gives way
+first is told from the failing step: cores by process, the busiest thread of a detector, ticks not yet read, the queue.
+
+    python benchmarks/load.py [--brokers 1] [--detectors 1 3] [--seconds 8] [--no-relay] [--quick]
+"""
+
+import argparse
+import contextlib
+import functools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from common import report
+from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaException, TopicPartition
+from latency import RELAYED, START_S, Key, opened, percentile, process, relayed
+from market import BOOK_HZ, EXCHANGES
+
+from services.cli import jars
+from services.cli.jars import JarCluster, tied_to_parent
+from shared import cluster, kafka, topics
+from shared.settings import KafkaSettings
+from shared.topics import EVENT_PARTITIONS, HOUR_MS, Topic
+
+MOST_MS = 100.0
+MISSING = 0.01
+UP_S = 240.0
+"""For the brokers: on a busy machine they take long."""
+
+BEHIND = 0.05
+WARM_S = 3.0
+LAST_S = 2.0
+A_SYMBOL = len(EXCHANGES) * BOOK_HZ
+"""Ticks a second of one symbol."""
+
+FIRST, TOP = 40, 4000
+"""Symbols of the first step, and at most."""
+
+HALVINGS = 3
+MARK = '"exchange_ns":1,'
+SETTINGS = "[detector]\npersistence_ms = 0\n" + "".join(
+    f'[exchanges.{name}]\nfees = [{{ valid_from = 2020-01-01, taker_bps = "10" }}]\n' for name in EXCHANGES
+)
+GROUP_OPTIONS = {"auto.commit.interval.ms": 1000}
+"""So that the committed offsets tell the lag to a second."""
+
+BUSY = 0.9
+"""Of a core: a thread that cannot do more."""
+
+TICKS_A_S = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass
+class Step:
+    """One rate, measured."""
+
+    contestant: str
+    brokers: int
+    instances: int
+    symbols: int
+    sent_per_s: float = 0.0
+    waits_ms: list[float] = field(default_factory=list)
+    openings: int = 0
+    missing: int = 0
+    dropped: int = 0
+    queue: int = 0
+    lag: int = 0
+    cores: dict[str, float] = field(default_factory=dict)
+    thread: float = 0.0
+
+    def asked_per_s(self) -> int:
+        return self.symbols * A_SYMBOL
+
+    def why_not(self) -> str | None:
+        """Why the step fails; None: it does not."""
+        if self.sent_per_s < (1 - BEHIND) * self.asked_per_s():
+            return f"the driver sent {self.sent_per_s:,.0f} of {self.asked_per_s():,}"
+        if self.missing > MISSING * self.openings:
+            return f"{self.missing} of {self.openings} gaps missing"
+        p99 = percentile(self.waits_ms, 0.99)
+        return None if p99 < MOST_MS else f"p99 {p99:,.0f} ms"
+
+    def gives_way(self) -> str:
+        """What has nothing left, by the numbers."""
+        found = []
+        if self.thread > BUSY:
+            found.append(f"a {self.contestant}'s thread ({self.thread:.2f} of a core)")
+        if self.cores["idle"] < 0.1 * (os.cpu_count() or 1):
+            most = max((name for name in self.cores if name != "idle"), key=lambda name: self.cores[name])
+            found.append(f"the machine's cores, of them most: {most} ({self.cores[most]:.2f})")
+        if self.sent_per_s < (1 - BEHIND) * self.asked_per_s():
+            found.append("the driver")
+        if self.dropped:
+            found.append(f"the driver's queue ({self.dropped} ticks dropped)")
+        return "; ".join(found) or "nothing has run out: the broker's or the clients' waiting"
+
+    def row(self) -> dict[str, Any]:
+        waits = self.waits_ms or [float("nan")]
+        return {
+            "contestant": f"{self.instances} {self.contestant}",
+            "ticks/s": self.asked_per_s(),
+            "sent/s": round(self.sent_per_s),
+            "p50_ms": percentile(waits, 0.5),
+            "p99_ms": percentile(waits, 0.99),
+            "missing": f"{self.missing}/{self.openings}",
+            "unread": self.lag,
+            "queue": self.queue,
+            "thread": self.thread,
+            "cores": ", ".join(f"{name} {cores:.2f}" for name, cores in self.cores.items()),
+            "fails": self.why_not() or "",
+        }
+
+
+# ---------------------------------------------------------------- processors
+
+
+def cpu_s(pid: int) -> float:
+    """Processor time of a process so far; 0 if it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / TICKS_A_S
+
+
+def thread_s(pid: int) -> dict[int, float]:
+    """The same by thread."""
+    found = {}
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            fields = (task / "stat").read_text().rpartition(")")[2].split()
+            found[int(task.name)] = (int(fields[11]) + int(fields[12])) / TICKS_A_S
+    return found
+
+
+def machine_s() -> tuple[float, float]:
+    """Processor time of everything, and idle time."""
+    fields = [int(text) for text in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+    idle = fields[3] + fields[4]
+    return (sum(fields) - idle) / TICKS_A_S, idle / TICKS_A_S
+
+
+class Load:
+    """Cores that processes use between two moments."""
+
+    def __init__(self, groups: dict[str, Sequence[int]]) -> None:
+        self._groups = groups
+        self._since = self._look()
+
+    def _look(self) -> tuple[float, dict[str, float], tuple[float, float], dict[int, float]]:
+        threads: dict[int, float] = {}
+        for pid in self._groups["contestants"]:
+            threads |= thread_s(pid)
+        used = {name: sum(map(cpu_s, pids)) for name, pids in self._groups.items()}
+        return time.perf_counter(), used, machine_s(), threads
+
+    def read(self) -> tuple[dict[str, float], float]:
+        """Cores by group, with all others and what was idle; share of a core of the contestants' busiest thread."""
+        (before, had, (busy, idle), old), (now, has, (busy_now, idle_now), new) = self._since, self._look()
+        seconds = now - before
+        cores = {name: (has[name] - had[name]) / seconds for name in had}
+        cores["others"] = max(0.0, (busy_now - busy) / seconds - sum(cores.values()))
+        cores["idle"] = (idle_now - idle) / seconds
+        return cores, max(((at - old.get(tid, 0.0)) / seconds for tid, at in new.items()), default=0.0)
+
+
+# ---------------------------------------------------------------- contestants
+
+
+class Contest:
+    """Some detectors or relays on a cluster, and steps with them."""
+
+    def __init__(
+        self, broker: KafkaSettings, pids: Sequence[int], contestant: str, instances: int, folder: Path
+    ) -> None:
+        self.contestant, self.instances = contestant, instances
+        self._broker = broker
+        self._pids = pids
+        self._detects = contestant == "detector"
+        self._group = "detector" if self._detects else f"bench-relay-{uuid.uuid4()}"
+        self._folder = folder
+        self._came: dict[Key, list[int]] = {}
+        self._stop = threading.Event()
+        self._running: list[subprocess.Popen[bytes]] = []
+        self._stack = contextlib.ExitStack()
+        self._admin = cluster.admin(broker)
+
+    def __enter__(self) -> "Contest":
+        for _ in range(self.instances):
+            started = self._detector() if self._detects else self._relay()
+            self._running.append(self._stack.enter_context(started))
+        names = [topics.OPPORTUNITIES if self._detects else RELAYED]
+        self._reader = kafka.Reader(kafka.reader(self._broker, "bench"), names, None)
+        thread = threading.Thread(target=self._read, name="load-reader", daemon=True)
+        thread.start()
+        self._stack.callback(self._reader.close)
+        self._stack.callback(thread.join, 10.0)
+        self._stack.callback(self._stop.set)
+        self._until_shared()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def _detector(self) -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
+        file = self._folder / "arb.toml"
+        file.write_text(SETTINGS)
+        environment = {
+            "ARB_CONFIG": str(file),
+            "ARB_KAFKA_SERVERS": self._broker.servers,
+            "ARB_KAFKA_OPTIONS": json.dumps({**self._broker.options, **GROUP_OPTIONS}),
+        }
+        return process(["-m", "services.cli", "detect"], environment)
+
+    def _relay(self) -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
+        case = {
+            "servers": self._broker.servers,
+            "options": {**self._broker.options, **GROUP_OPTIONS},
+            "group": self._group,
+            "topic": RELAYED,
+            "size": 2500,
+            "mark": MARK,
+        }
+        return process([str(Path(__file__).with_name("relay.py")), json.dumps(case)], {})
+
+    def _read(self) -> None:
+        key_of = opened if self._detects else relayed
+        while not self._stop.is_set():
+            records = self._reader.read(500, 0.05)
+            at_ns = time.time_ns()
+            for record in records:
+                if (key := key_of(record.value or b"")) is not None:
+                    self._came.setdefault(key, []).append(at_ns)
+
+    def _until_shared(self) -> None:
+        """Until the group has its members and each its partitions."""
+        end = time.monotonic() + START_S
+        while True:
+            with contextlib.suppress(KafkaException, TimeoutError):
+                found = self._admin.describe_consumer_groups([self._group], request_timeout=5)[self._group].result(5)
+                if len(found.members) == self.instances and all(
+                    one.assignment.topic_partitions for one in found.members
+                ):
+                    return
+            if time.monotonic() > end or any(one.poll() is not None for one in self._running):
+                raise RuntimeError(f"the {self.contestant}s did not come up within {START_S:g} s")
+            time.sleep(0.1)  # other processes come up: they are asked in turn
+
+    def lag(self) -> int:
+        """Ticks that the group has not read, as far as it has committed."""
+        places = [TopicPartition(name, number) for name in topics.tick_topics() for number in range(16)]
+        asked = [ConsumerGroupTopicPartitions(self._group, places)]
+        found = self._admin.list_consumer_group_offsets(asked, request_timeout=10)[self._group].result(10)
+        spare = Consumer(kafka.reader(self._broker, "bench"))
+        try:
+            ends = functools.partial(spare.get_watermark_offsets, timeout=10)
+            return sum(
+                ends(TopicPartition(one.topic, one.partition))[1] - one.offset
+                for one in found.topic_partitions
+                if one.offset >= 0
+            )
+        finally:
+            spare.close()
+
+    def until_idle(self, timeout_s: float = 60.0) -> None:
+        """Until the ticks of the last step are read."""
+        end = time.monotonic() + timeout_s
+        while self.lag() > 0:
+            if time.monotonic() > end:
+                raise RuntimeError(f"the {self.contestant}s did not catch up within {timeout_s:g} s")
+            time.sleep(0.2)  # committed once a second
+
+    def step(self, brokers: int, symbols: int, seconds: float) -> Step:
+        """Send at one rate: `WARM_S` that are not counted, then `seconds` that are."""
+        step = Step(self.contestant, brokers, self.instances, symbols)
+        self._came.clear()
+        case = {
+            "servers": self._broker.servers,
+            "options": self._broker.options,
+            "symbols": symbols,
+            "seconds": WARM_S + seconds,
+        }
+        command = tied_to_parent([sys.executable, str(Path(__file__).with_name("load_driver.py")), json.dumps(case)])
+        driver = subprocess.Popen(command, stdout=subprocess.PIPE)
+        try:
+            time.sleep(WARM_S)  # clients, caches, the broker's compiler
+            pids = [one.pid for one in self._running]
+            load = Load({"broker": self._pids, "contestants": pids, "driver": [driver.pid], "reader": [os.getpid()]})
+            since_ns = time.time_ns()
+            time.sleep(seconds - 0.5)  # what is measured; the driver is still at it when the load is read
+            step.cores, step.thread = load.read()
+            step.lag = self.lag()
+            said, _ = driver.communicate(timeout=60)
+        finally:
+            driver.kill()
+            driver.wait()
+        done = json.loads(said)
+        counted = [(base, at_ns) for base, at_ns in done["openings"] if at_ns >= since_ns]
+        end = time.monotonic() + LAST_S
+        while time.monotonic() < end and any(key not in self._came for key in counted):
+            time.sleep(0.05)  # the last ones are on their way
+        step.sent_per_s = done["ticks"] / done["seconds"]
+        step.dropped, step.queue = done["dropped"], done["queue"]
+        step.openings = len(counted)
+        step.missing = sum(key not in self._came for key in counted)
+        step.waits_ms = [(at - key[1]) / 1e6 for key in counted for at in self._came.get(key, ())]
+        self.until_idle()
+        return step
+
+
+def knee(
+    contest: Contest, brokers: int, seconds: float, steps: list[Step], top: int
+) -> tuple[Step | None, Step | None]:
+    """The highest step that holds, and the lowest that does not."""
+
+    def holds(symbols: int) -> bool:
+        for _ in range(2):
+            step = contest.step(brokers, symbols, seconds)
+            steps.append(step)
+            say(
+                f"  {step.asked_per_s():,} ticks/s: {step.why_not() or f'p99 {percentile(step.waits_ms, 0.99):.0f} ms'}"
+            )
+            if step.why_not() is None:
+                return True
+        return False
+
+    good, bad, symbols = 0, 0, FIRST
+    while symbols <= top and not bad:
+        if holds(symbols):
+            good, symbols = symbols, 2 * symbols
+        else:
+            bad = symbols
+    if not good:
+        good, symbols = 0, FIRST // 2  # even the first one was too much: once more below it
+        if holds(symbols):
+            good = symbols
+        else:
+            bad = symbols
+    if good and bad:
+        for _ in range(HALVINGS):
+            middle = round((good * bad) ** 0.5)
+            if middle in (good, bad):
+                break
+            if holds(middle):
+                good = middle
+            else:
+                bad = middle
+    mine = [step for step in steps if (step.contestant, step.instances) == (contest.contestant, contest.instances)]
+    best = next((step for step in reversed(mine) if step.symbols == good and step.why_not() is None), None)
+    worst = next((step for step in reversed(mine) if step.symbols == bad), None)
+    return best, worst
+
+
+# ---------------------------------------------------------------- the run
+
+
+def run(
+    brokers: int, instances: Sequence[int], seconds: float, contestants: Sequence[str], top: int
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Rows of the knees, and of all steps."""
+    steps: list[Step] = []
+    knees: list[dict[str, Any]] = []
+    rates: dict[tuple[str, int], int] = {}
+    with tempfile.TemporaryDirectory(prefix="arb-load-") as folder:
+        with JarCluster(jars.fetch(say), Path(folder), brokers) as nodes:
+            nodes.up(UP_S)
+            cluster.apply_topics(nodes.kafka, brokers=brokers)
+            extra = Topic(RELAYED, EVENT_PARTITIONS, HOUR_MS, 1, "base asset", "bench", "bench")
+            cluster.apply_topics(nodes.kafka, [extra], brokers=brokers)
+            pids = [nodes.pid(node) for node in nodes.nodes]
+            for count in instances:
+                for name in contestants:
+                    say(f"{count} {name}{'s' if count > 1 else ''}, {brokers} broker{'s' if brokers > 1 else ''}")
+                    with Contest(nodes.kafka, pids, name, count, Path(folder)) as contest:
+                        best, worst = knee(contest, brokers, seconds, steps, top)
+                    rates[(name, count)] = best.asked_per_s() if best else 0
+                    knees.append(
+                        {
+                            "contestant": f"{count} {name}",
+                            "brokers": brokers,
+                            "highest_ticks/s": rates[(name, count)],
+                            "p50_ms": percentile(best.waits_ms, 0.5) if best else float("nan"),
+                            "p99_ms": percentile(best.waits_ms, 0.99) if best else float("nan"),
+                            "of_the_relay": rates[(name, count)] / floor
+                            if (floor := rates.get(("relay", count)))
+                            else "-",
+                            "fails_at": worst.asked_per_s() if worst else "-",
+                            "by": (worst.why_not() or "-") if worst else "-",
+                            "gives_way_first": worst.gives_way() if worst else "not reached",
+                        }
+                    )
+    return knees, [step.row() for step in steps]
+
+
+def say(words: str) -> None:
+    print(words, file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--brokers", type=int, default=1, choices=(1, 3), help="nodes of the cluster")
+    parser.add_argument("--detectors", type=int, nargs="+", default=[1, 3], help="instances, one run each")
+    parser.add_argument("--seconds", type=float, default=8.0, help="counted in each step")
+    parser.add_argument("--relay", action=argparse.BooleanOptionalAction, default=True, help="the floor, too")
+    parser.add_argument("--quick", action="store_true", help="only whether it runs: one detector, one rate, 2 s")
+    options = parser.parse_args()
+    contestants = ["relay", "detector"] if options.relay else ["detector"]
+    try:
+        if options.quick:
+            knees, steps = run(options.brokers, [1], 2.0, contestants, FIRST)
+        else:
+            knees, steps = run(options.brokers, options.detectors, options.seconds, contestants, TOP)
+    except jars.Unsuitable as reason:
+        sys.exit(f"load: no Kafka can run here: {reason}")
+    ending = f"-{options.brokers}{'-quick' if options.quick else ''}"
+    if not sys.stdout.isatty():
+        os.environ.setdefault("COLUMNS", "170")  # rows are wide, and a file has room
+    report(f"load-steps{ending}", f"Each step, {options.brokers} brokers (thread: a contestant's busiest)", steps)
+    report(f"load{ending}", f"Highest rate with p99 below {MOST_MS:g} ms from frame to opportunity", knees)
+
+
+if __name__ == "__main__":
+    main()
