@@ -84,6 +84,7 @@ def _common(settings: KafkaSettings, service: str) -> Config:
         "client.id": f"{service}-{socket.gethostname()}",
         "socket.keepalive.enable": True,
         "reconnect.backoff.max.ms": 2000,  # the default of 10 s is slow after a broker's restart
+        "socket.timeout.ms": 10_000,  # by default a broker that hangs holds everything up for 60 s
         "log_level": 2,  # lost connections reach us through error_cb, once
         "error_cb": _on_client_error,
     }
@@ -722,7 +723,9 @@ class TicksReader:
         self._held = CoAssignment(topics, incremental=self._incremental)
         self._consumer = Consumer(config)
         partitions_of(self._consumer, topics)  # fail now, with a clear line
-        self._consumer.subscribe(list(topics), on_assign=self._assigned, on_revoke=self._revoked)
+        self._consumer.subscribe(
+            list(topics), on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost_to_others
+        )
 
     def read(self, limit: int, wait_s: float) -> list[Record]:
         """Records as they are there; see `read`.
@@ -756,6 +759,15 @@ class TicksReader:
         except BrokerUnavailable as error:
             log.warning("no offsets by time, starting at the end", error=str(error))
             return [TopicPartition(p.topic, p.partition, OFFSET_END) for p in partitions]
+
+    def _lost_to_others(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        """The group did not hear us: others own this already, and what we get again is new to us."""
+        try:
+            owned = self._held.revoked(_places(partitions))
+            _give_back(consumer, partitions, incremental=self._incremental)
+            self._on_owned(owned)
+        except Exception as error:
+            self._error = error
 
     def _revoked(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         try:
@@ -971,6 +983,8 @@ class ConsumerThread:
         on_assigned, on_revoked: Called in the owner thread with the `(topic, partition)` pairs that were added or
             removed (with the classic protocol: all, each time); may block, within the session timeout. `on_revoked`
             runs before the offsets stored so far are committed.
+        on_lost: Called likewise with what the group took without asking, because it did not hear us: others have it
+            already. None: as for `on_revoked`.
     """
 
     START_NOW = -1
@@ -985,6 +999,7 @@ class ConsumerThread:
         auto_release: bool = True,
         on_assigned: Callable[[list[tuple[str, int]]], None] | None = None,
         on_revoked: Callable[[list[tuple[str, int]]], None] | None = None,
+        on_lost: Callable[[list[tuple[str, int]]], None] | None = None,
     ) -> None:
         self._config = config
         self._topics = list(topics)
@@ -993,6 +1008,7 @@ class ConsumerThread:
         self._auto_release = auto_release
         self._on_assigned = on_assigned
         self._on_revoked = on_revoked
+        self._on_lost = on_lost or on_revoked
         self._commands: queue.SimpleQueue[Callable[[Consumer], None]] = queue.SimpleQueue()
         self._batches: asyncio.Queue[list[Record] | Exception | None] = asyncio.Queue()
         self._handed_over = 0
@@ -1121,8 +1137,8 @@ class ConsumerThread:
             consumer.commit(asynchronous=False)
 
     def _lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        if self._on_revoked is not None:
-            self._on_revoked([(p.topic, p.partition) for p in partitions])
+        if self._on_lost is not None:
+            self._on_lost([(p.topic, p.partition) for p in partitions])
 
     def _wait_for_room(self) -> None:
         """A moment, before the assignment is paused: a pause throws away what has been fetched already."""

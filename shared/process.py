@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Coroutine
 from types import TracebackType
 from typing import Any, NoReturn, TextIO, cast
@@ -21,6 +22,19 @@ from shared.settings import LogSettings
 
 M_MMAP_THRESHOLD = -3
 """From malloc.h; see mallopt(3)."""
+
+
+AWAY_NS = 5_000_000_000
+"""A process that did not run for so long (stopped, starved, asleep) may have lost its partitions to others: half of the
+time after which a group gives a silent member up."""
+
+
+def steady_ns() -> int:
+    """A clock that is never set, in ns. On Linux it goes on while the machine sleeps: then what we hold is old."""
+    return time.clock_gettime_ns(_STEADY)
+
+
+_STEADY: int = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 class _StandardError:

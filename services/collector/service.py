@@ -25,6 +25,7 @@ from services.collector.rest import Rest
 from shared import metrics
 from shared.errors import ArbiterError, FeedError, LinkLost, RateLimited, SubscriptionRefused, UsageError
 from shared.kafka import Publisher
+from shared.process import steady_ns
 from shared.settings import CollectorSettings, ExchangeSettings
 
 log = structlog.get_logger()
@@ -36,14 +37,6 @@ HALTED_LOOK_S = 0.5
 
 SECOND_FOR_S = 300.0
 """So long the second source is used before the first one is tried again."""
-
-
-def steady_ns() -> int:
-    """A clock that is never set, in ns. On Linux it goes on while the machine sleeps: then what we hold is old."""
-    return time.clock_gettime_ns(_STEADY)
-
-
-_STEADY: int = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 class Collector:

@@ -97,6 +97,7 @@ async def _run(
             ),
         ),
         on_revoked=service.on_revoked,
+        on_lost=service.on_lost,
     )
     beside = [
         asyncio.create_task(_warm(terms, desk, decider)),

@@ -5,7 +5,7 @@ import functools
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 
@@ -13,7 +13,7 @@ from services.decider import judge
 from services.decider.decide import Decider, Newest
 from services.decider.judge import Case
 from services.decider.offsets import OffsetTracker
-from shared import kafka, metrics, topics
+from shared import kafka, metrics, process, topics
 from shared.errors import BrokerUnavailable, UndecodableRecord
 from shared.kafka import ConsumerThread, Place, Publisher, Record
 from shared.messages import Decision, Opportunity, Role, decided_opportunity, decode
@@ -31,6 +31,11 @@ DRAIN_S = 5.0
 STOP_S = 5.0
 """For what is in flight at the end: with what follows (flush, leaving the group) within the ten seconds of SIGTERM."""
 
+SURE_S = 3.0
+"""After a time in which this process did not run, by when the group has told it what it lost: heartbeats go out every
+second."""
+
+TURN_S = 0.5
 MOST_REMEMBERED = 100_000
 MOST_BYTES = 200_000
 AT_ONCE = 20
@@ -55,10 +60,28 @@ def _after(count: int, done: Callable[[], None]) -> Callable[[], None]:
     return one
 
 
+class _Taken(NamedTuple):
+    """A record that waits for its decision: where it is from, by which assignment, and what to call when it is dealt
+    with."""
+
+    place: Place
+    tracker: OffsetTracker
+    done: Callable[[], None]
+
+
 class Service:
     """Takes batches of opportunities, publishes decisions, and completes offsets when they are delivered."""
 
-    def __init__(self, decider: Decider, newest: Newest, publisher: Publisher) -> None:
+    def __init__(
+        self,
+        decider: Decider,
+        newest: Newest,
+        publisher: Publisher,
+        steady: Callable[[], int] = process.steady_ns,
+    ) -> None:
+        self._steady = steady
+        self._turned_ns = steady()
+        self._sure_ns = 0
         self._decider = decider
         self._newest = newest
         self._publisher = publisher
@@ -67,7 +90,7 @@ class Service:
         self._tails: dict[str, asyncio.Task[None]] = {}
         self._shadows: set[asyncio.Task[None]] = set()
         self._stopping = False
-        self._undelivered: dict[str, list[Callable[[], None]]] = {}
+        self._undelivered: dict[str, list[_Taken]] = {}
         self._owned: set[Place] = set()
         self._delivered: deque[Callable[[], None]] = deque()
         self._woken = False
@@ -89,13 +112,14 @@ class Service:
         async with consumer:
             reading = asyncio.create_task(self._read(consumer))
             stopped = asyncio.create_task(stop.wait())
+            turning = asyncio.create_task(self._watch_time())
             try:
                 ends: list[asyncio.Future[Any]] = [reading, stopped, self._failed]
                 await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             finally:
-                for task in (reading, stopped):
+                for task in (reading, stopped, turning):
                     task.cancel()
-                results = await asyncio.gather(reading, stopped, return_exceptions=True)
+                results = await asyncio.gather(reading, stopped, turning, return_exceptions=True)
             self._stopping = True
             for task in self._shadows:
                 task.cancel()
@@ -113,6 +137,11 @@ class Service:
             if isinstance(result, Exception):
                 raise result
 
+    async def _watch_time(self) -> None:
+        while True:
+            self._unsure_s()
+            await asyncio.sleep(TURN_S)
+
     async def _read(self, consumer: ConsumerThread) -> None:
         async for batch in consumer.batches():
             for number, record in enumerate(batch):
@@ -123,11 +152,12 @@ class Service:
     # ------------------------------------------------ records
 
     def _take(self, record: Record) -> None:
-        if (record.topic, record.partition) not in self._owned:
+        place = (record.topic, record.partition)
+        if place not in self._owned:
             assert self._consumer is not None
             self._consumer.release(1)  # given back since it was fetched: its new owner reads it
             return
-        tracker = self._trackers.setdefault((record.topic, record.partition), OffsetTracker())
+        tracker = self._trackers.setdefault(place, OffsetTracker())
         tracker.add(record.offset)
         done = self._completer(record, tracker)
         try:
@@ -144,13 +174,14 @@ class Service:
         self._newest.take(message, now_ns)  # at once, not behind the queue: the last check needs it while models think
         waiting = self._undelivered.get(message.opportunity_id)
         if waiting is not None:
-            waiting.append(done)  # read again after a rebalance: it is dealt with when its decision is delivered
+            # Read again after a rebalance: it is dealt with when its decision is delivered.
+            waiting.append(_Taken(place, tracker, done))
             return
         if message.phase == "closed" or message.opportunity_id in self._decided or self._too_old_to_know(message):
             done()
             return
         self._remember(message.opportunity_id)
-        self._undelivered[message.opportunity_id] = [done]
+        self._undelivered[message.opportunity_id] = [_Taken(place, tracker, done)]
         done = functools.partial(self._dealt_with, message.opportunity_id)
         try:
             case = self._decider.quick(message, record.value)
@@ -158,8 +189,9 @@ class Service:
             self._put_aside(record, "decide", error, done)
             return
         before = self._tails.get(message.base)
-        if case is not None and before is None:  # a backlog of what has expired goes through here, without a task each
-            self._publish(case, record, done, now_ns)
+        # A backlog of what has expired goes through here, without a task each.
+        if case is not None and before is None and self._unsure_s() <= 0:
+            self._publish(message.opportunity_id, case, record, done, now_ns)
             return
         task = asyncio.create_task(self._decide(message, record, case, before, done, now_ns))
         self._tails[message.base] = task
@@ -173,8 +205,25 @@ class Service:
         return message.phase == "updated" and message.opened_ns < self._decider.now_ns() - TAIL_MS * 1_000_000
 
     def _dealt_with(self, opportunity_id: str) -> None:
-        for done in self._undelivered.pop(opportunity_id, []):
-            done()
+        for taken in self._undelivered.pop(opportunity_id, []):
+            taken.done()
+
+    def _is_ours(self, opportunity_id: str) -> bool:
+        """Whether some record of it is of a partition that was not taken from us since."""
+        return any(self._trackers.get(t.place) is t.tracker for t in self._undelivered.get(opportunity_id, ()))
+
+    def _unsure_s(self) -> float:
+        """For how many seconds (0 or less: none) it is not sure that what we hold is ours. Call it all the time.
+
+        A process that did not run for some seconds learns only then what its group gave to others meanwhile; they have
+        decided it, and a second decision out of older facts might contradict theirs.
+        """
+        now_ns = self._steady()
+        away_ns, self._turned_ns = now_ns - self._turned_ns, now_ns
+        if away_ns > process.AWAY_NS:
+            log.warning("this process did not run", seconds=round(away_ns / 1e9, 1))
+            self._sure_ns = now_ns + int(SURE_S * 1e9)
+        return (self._sure_ns - now_ns) / 1e9
 
     async def _decide(
         self,
@@ -190,7 +239,9 @@ class Service:
             case = await self._decider.consider(opportunity, record.value)
         if before is not None:
             await asyncio.wait((before,))  # it may have failed: `_ended` says so
-        self._publish(case, record, done, taken_ns)
+        while (unsure_s := self._unsure_s()) > 0:  # noqa: ASYNC110  # its end is a moment, and may be put off again
+            await asyncio.sleep(unsure_s)
+        self._publish(opportunity.opportunity_id, case, record, done, taken_ns)
 
     def _ended(self, base: str, task: asyncio.Task[None]) -> None:
         if self._tails.get(base) is task:
@@ -203,7 +254,14 @@ class Service:
             self._publisher, record, group=GROUP, stage=stage, error=error, on_delivery=self._delivery(done)
         )
 
-    def _publish(self, case: Case, record: Record, done: Callable[[], None], taken_ns: int) -> None:
+    def _publish(
+        self, opportunity_id: str, case: Case, record: Record, done: Callable[[], None], taken_ns: int
+    ) -> None:
+        if not self._is_ours(opportunity_id):
+            log.info("left to the new owner", base=case.opportunity.base, opportunity_id=opportunity_id)
+            self._decided.pop(opportunity_id, None)
+            done()
+            return
         try:
             decision = self._decider.conclude(case)
             value = decision.encode()
@@ -342,6 +400,17 @@ class Service:
 
         asyncio.run_coroutine_threadsafe(hand_over(), self._loop)
         finished.wait(DRAIN_S + 1.0)
+
+    def on_lost(self, partitions: Sequence[tuple[str, int]]) -> None:
+        """The group took them because it did not hear us: what is in flight there is left to their new owners."""
+        assert self._loop is not None
+
+        def forget() -> None:
+            self._owned.difference_update(partitions)
+            for place in partitions:
+                self._trackers.pop(place, None)
+
+        self._loop.call_soon_threadsafe(forget)
 
     async def _drain(self, places: set[tuple[str, int]] | None, budget_s: float) -> None:
         """Until nothing of these partitions (None: of any) is in flight, or time is over."""

@@ -9,7 +9,7 @@ from typing import Protocol
 import structlog
 
 from services.detector.engine import TIMER_NS, Engine, Event
-from shared import kafka, metrics, topics
+from shared import kafka, metrics, process, topics
 from shared.errors import UndecodableRecord
 from shared.kafka import Record
 from shared.messages import TICK_KINDS, AnyMessage, DelayedEdge, Opportunity, Rejection, Tick, decode, read_tick
@@ -78,6 +78,7 @@ class Detector:
         dead_letter: Callable[[Record, Exception], None],
         clock: Callable[[], int] = time.time_ns,
         *,
+        steady: Callable[[], int] = process.steady_ns,
         persistence_ms: int = 0,
         beat: Callable[[], None] = lambda: None,
     ) -> None:
@@ -91,6 +92,8 @@ class Detector:
         self._age_ms = 0.0
         self._show_ns = 0
         self._shown: set[tuple[str, str]] = set()
+        self._steady = steady
+        self._turned_ns = steady()
         self._now_ns = clock()
         self._timer_ns = self._now_ns + TIMER_NS
         self._owned: frozenset[int] = frozenset()
@@ -121,6 +124,7 @@ class Detector:
             BrokerUnavailable, TopicMismatch: see the readers.
         """
         while not stop.is_set():
+            self._turn()
             for reader in others:
                 self.take(reader.read(BATCH, 0), shared=True)
             self.take(ticks.read(BATCH, WAIT_S))
@@ -147,6 +151,7 @@ class Detector:
 
     def tick(self) -> None:
         """Move time on, every 50 ms."""
+        self._turn()
         now_ns = self._clock()
         if now_ns < self._timer_ns:
             return
@@ -183,6 +188,17 @@ class Detector:
         self._shown |= books.keys()
         for kind, count in self._engine.open_gaps().items():
             metrics.OPEN.labels(kind=kind).set(count)
+
+    def _turn(self) -> None:
+        """After a time in which this process did not run its group may have given its partitions away, and a new owner
+        gone on with what was open: take all up anew, as a new owner does, instead of ending it out of old books."""
+        now_ns = self._steady()
+        away_ns, self._turned_ns = now_ns - self._turned_ns, now_ns
+        if away_ns > process.AWAY_NS and self._owned:
+            log.warning("this process did not run", seconds=round(away_ns / 1e9, 1), next="what is open is read back")
+            owned = self._owned
+            self.on_owned(frozenset())
+            self.on_owned(owned)
 
     def _take(self, record: Record) -> None:
         try:

@@ -66,7 +66,8 @@ class Publisher:
 class Shell:
     def __init__(self, bench):
         self.bench, self.consumer, self.publisher = bench, Consumer(), Publisher()
-        self.service = Service(bench.decider, bench.newest, self.publisher)
+        self.steady_s = 0.0
+        self.service = Service(bench.decider, bench.newest, self.publisher, lambda: int(self.steady_s * 1e9))
         self.stop = asyncio.Event()
         self.offset = 0
 
@@ -252,6 +253,73 @@ async def test_what_was_fetched_before_a_revocation_is_left_to_the_new_owner(run
         await shell.until(lambda: shell.consumer.released + len(shell.decisions()) == 201)
         assert shell.consumer.stored == {}
         assert shell.bench.models.asked == []
+
+
+async def test_what_the_group_took_without_asking_is_left_to_the_new_owner(running, opportunity):
+    place = (topics.OPPORTUNITIES, 3)
+    thinking = asyncio.Event()
+
+    async def wait():
+        await thinking.wait()
+        return role_answer()
+
+    async with running(panel_deadline_ms=60_000) as (shell, _):
+        shell.bench.models.scripts[shell.bench.models.roles["risk"]] = wait
+        shell.put(opportunity())
+        await shell.until(lambda: len(shell.bench.models.asked) == 3)
+        await asyncio.to_thread(shell.service.on_lost, [place])
+        await asyncio.sleep(0)
+        thinking.set()
+        await shell.until(lambda: shell.consumer.released == 1)
+        assert shell.decisions() == []
+        assert shell.consumer.stored == {}
+        await asyncio.to_thread(shell.service.on_assigned, [place], list)  # nobody else came: it is ours again
+        shell.offset = 0
+        shell.put(opportunity())
+        await shell.until(lambda: shell.consumer.stored)
+        assert len(shell.decisions()) == 1
+
+
+async def test_lost_and_given_again_meanwhile_it_is_decided_once(running, opportunity):
+    place = (topics.OPPORTUNITIES, 3)
+    thinking = asyncio.Event()
+
+    async def wait():
+        await thinking.wait()
+        return role_answer()
+
+    async with running(panel_deadline_ms=60_000) as (shell, _):
+        shell.bench.models.scripts[shell.bench.models.roles["risk"]] = wait
+        shell.put(opportunity())
+        await shell.until(lambda: len(shell.bench.models.asked) == 3)
+        await asyncio.to_thread(shell.service.on_lost, [place])
+        await asyncio.to_thread(shell.service.on_assigned, [place], list)
+        shell.offset = 0
+        shell.put(opportunity())
+        await shell.until(lambda: shell.consumer.incoming.empty())
+        await asyncio.sleep(0)
+        thinking.set()
+        await shell.until(lambda: shell.consumer.stored)
+        assert len(shell.decisions()) == 1
+        assert shell.consumer.stored == {place: 1}
+
+
+async def test_after_a_time_without_running_it_waits_for_what_the_group_says(running, opportunity, monkeypatch):
+    monkeypatch.setattr("services.decider.service.SURE_S", 0.2)
+    place = (topics.OPPORTUNITIES, 3)
+    async with running() as (shell, _):
+        shell.steady_s += 30.0  # stopped, or asleep
+        shell.put(numbered(opportunity, 1), numbered(opportunity, 2, expires_ns=NOW_NS))
+        await shell.until(lambda: len(shell.bench.models.asked) == 3)
+        await asyncio.sleep(0.05)
+        assert shell.decisions() == []
+        await asyncio.to_thread(shell.service.on_lost, [place])
+        shell.steady_s += 0.3
+        await shell.until(lambda: shell.consumer.released == 2)
+        assert shell.decisions() == []
+        await asyncio.to_thread(shell.service.on_assigned, [place], list)
+        shell.put(numbered(opportunity, 3))
+        await shell.until(lambda: len(shell.decisions()) == 1)
 
 
 async def test_numbers_that_nobody_thought_of_are_a_dead_letter_and_no_end(running, opportunity, monkeypatch):

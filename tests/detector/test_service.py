@@ -162,6 +162,48 @@ def test_a_new_owner_adopts_what_is_open_and_ends_what_is_not_confirmed(parts, c
     assert closed.opportunity_id == decode(opened).opportunity_id
 
 
+def test_after_a_time_without_running_it_takes_up_anew_what_is_open(configured, tick):
+    """Another may have owned the coin meanwhile: nothing is ended out of books that are old."""
+    out, clock, steady, left_open = Out(), Clock(T0), Clock(0), []
+    detector = Detector(Engine(configured), out, lambda: left_open, lambda *_: None, clock, steady=steady)
+    detector.on_owned(frozenset(range(16)))
+    clock.at_ms = steady.at_ms = T0 + 1100
+    books = [tick("coinbase", "BTC-USD", 99.9, 100.0, T0 + 1100), tick("kraken", "BTC-USD", 101.0, 101.1, T0 + 1100)]
+    detector.tick()
+    detector.take([record(message, T0 + 1100) for message in books])
+    clock.at_ms = steady.at_ms = T0 + 1400
+    detector.tick()
+    (opened,) = [decode(value) for topic, _, value in out.published if topic == topics.OPPORTUNITIES]
+    out.published.clear()
+
+    later = T0 + 31_400
+    clock.at_ms = steady.at_ms = later
+    detector.tick()
+    assert out.published == [], "a hung owner ended it"
+    left_open.append(Record(topics.OPPORTUNITIES, 2, 0, b"BTC", opened.encode(), later - 100, []))
+    books = [tick("coinbase", "BTC-USD", 99.9, 100.0, later), tick("kraken", "BTC-USD", 101.0, 101.1, later)]
+    detector.take([record(message, later - 1) for message in books])
+    clock.at_ms = steady.at_ms = later + 1100
+    detector.tick()
+    phases = [decode(value) for topic, _, value in out.published if topic == topics.OPPORTUNITIES]
+    assert {message.opportunity_id for message in phases} <= {opened.opportunity_id}
+    assert "opened" not in {message.phase for message in phases}
+
+
+def test_what_the_group_took_without_asking_is_new_when_it_comes_again(parts, tick):
+    detector, _, clock, _, left_open = parts
+    read = []
+    detector._read_open = lambda: read.append(1) or left_open
+    detector.on_owned(frozenset(range(16)))
+    clock.at_ms = T0 + 1100
+    detector.tick()
+    detector.on_owned(frozenset())
+    detector.on_owned(frozenset(range(16)))
+    clock.at_ms = T0 + 2300
+    detector.tick()
+    assert len(read) == 2, "what others opened meanwhile was not read back"
+
+
 def test_a_coin_that_moved_to_another_detector_is_forgotten(parts, tick):
     detector, out, clock, _, _ = parts
     detector.take(
