@@ -87,4 +87,5 @@ BRIER = Gauge("arb_brier", "Brier score by the weights file: 0 is perfect, 0.25 
 ROLLBACKS = Counter("arb_candidate_rollbacks_total", "Candidates that were rolled back", ["role", "model"])
 PANEL_MS = Histogram("arb_panel_ms", "Time of a panel (ms)", buckets=_LATENCY_MS)
 BUDGET_LEFT_USD = Gauge("arb_budget_left_usd", "Left under a cap (USD)", ["cap"])
+KILL_SWITCH = Gauge("arb_kill_switch", "1 while the kill switch is on")
 DECIDER_IN_FLIGHT = Gauge("arb_decider_in_flight", "Opportunities read and not decided yet")

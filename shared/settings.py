@@ -466,12 +466,7 @@ def load(file: Path | None = None) -> Settings:
     Raises:
         SettingsError: names the setting, what is wrong with it and, where it is a choice, what is allowed.
     """
-    named = [] if file is None else [file]
-    if file is None and (variable := os.environ.get("ARB_CONFIG")):
-        named = [Path(part) for part in variable.split(os.pathsep) if part]
-    elif file is None and Path("arb.toml").exists():
-        named = [Path("arb.toml")]
-    files = [default_file(), *(inner for path in named for inner in _files(path))]
+    files = [default_file(), *files_of(file)]
     for path in files:
         try:
             tomllib.loads(path.read_text())
@@ -500,6 +495,20 @@ def load(file: Path | None = None) -> Settings:
         if type(error).__name__ == "SettingsError":
             raise SettingsError(f"{error} (a table in a variable is JSON)") from None
         raise
+
+
+def files_of(file: Path | None = None) -> list[Path]:
+    """The files that `load` reads over the defaults, in this order.
+
+    Raises:
+        SettingsError: one that is named is not there, or a folder cannot be read.
+    """
+    named = [] if file is None else [file]
+    if file is None and (variable := os.environ.get("ARB_CONFIG")):
+        named = [Path(part) for part in variable.split(os.pathsep) if part]
+    elif file is None and Path("arb.toml").exists():
+        named = [Path("arb.toml")]
+    return [inner for path in named for inner in _files(path)]
 
 
 def _files(path: Path) -> list[Path]:

@@ -322,6 +322,12 @@ def overview() -> Json:
                         unit="currencyUSD",
                         steps=((None, RED), (0.02, YELLOW), (2, GREEN)),
                     ),
+                    stat(
+                        "Kill switch",
+                        "On: no model is asked and nothing is executed.",
+                        ('max(arb_kill_switch{job="decider"})', ""),
+                        steps=((None, GREEN), (1, RED)),
+                    ),
                     states(
                         "Ready",
                         "Whether each instance does its job: the worst of its checks. Which one failed: next panel.",

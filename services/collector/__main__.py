@@ -28,6 +28,8 @@ def main(settings: Settings, exchange: str, shard: tuple[int, int], health: Heal
         BrokerUnavailable: exit 3.
     """
     configured = settings.exchange(exchange)
+    if not configured.enabled:
+        raise SettingsError(f"exchanges.{exchange}.enabled is false: nothing to collect")
     protocol = exchange_named(exchange)
     if protocol.depths and configured.book_depth not in protocol.depths:
         allowed = ", ".join(str(depth) for depth in protocol.depths)

@@ -95,6 +95,7 @@ class Upkeep:
                 metrics.MODEL_GUARD.labels(provider=provider, model=model, state=name).set(name == state)
         killed, before = self._decider.killed(), self._killed
         self._killed = killed
+        metrics.KILL_SWITCH.set(killed)
         if killed != before:
             log.warning("kill switch", on=killed, file=str(desk.settings.decider.kill_switch))
         spent = desk.budget.spent(desk.clock())

@@ -17,6 +17,7 @@ STATES = {
     "arb_ready": "0 or 1",
     "arb_book_live": "0 or 1",
     "arb_co_partitioned": "0 or 1",
+    "arb_kill_switch": "0 or 1",
     "arb_model_guard": "0 or 1",
     "arb_brier": "a score without a unit",
     "arb_kafka_brokers_up": "a count of brokers",

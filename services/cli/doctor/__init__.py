@@ -60,7 +60,8 @@ def command(
         examining = gather.examine(loaded, asked, say=lambda names: status.update(f"waiting for {', '.join(names)}"))
         findings = _run(examining)
     if Part.SETTINGS in parts:
-        findings.insert(0, here.loaded(_files(config), here.used_variables(os.environ)))
+        files = [str(file) for file in settings.files_of(config)]
+        findings.insert(0, here.loaded(files, here.used_variables(os.environ)))
     _print(out, findings, as_json=as_json)
     code = show.exit_code(findings)
     if any(thread is not threading.main_thread() and not thread.daemon for thread in threading.enumerate()):
@@ -92,14 +93,6 @@ def _run(examining: Coroutine[Any, Any, list[Finding]]) -> list[Finding]:
     finally:
         loop.run_until_complete(loop.shutdown_asyncgens())
         loop.close()
-
-
-def _files(config: Path | None) -> Sequence[str]:
-    """The files beside the defaults, as `settings.load` finds them."""
-    named = config or (Path(text) if (text := os.environ.get("ARB_CONFIG")) else Path("arb.toml"))
-    if named.is_dir():
-        return [str(file) for file in sorted(named.glob("*.toml"))]
-    return [str(named)] if named.exists() else []
 
 
 def _print(console: Console, findings: Sequence[Finding], *, as_json: bool) -> None:
