@@ -5,18 +5,23 @@ processes; one or three real `arb detect`; and this process, which reads the opp
 when it was due, an opportunity's `opened_ns` that of the tick that made it pay: their time is from there to the
 reader's hands, so a driver that cannot keep up shows as latency, too. `detector.persistence_ms` is 0.
 
-The rate is doubled until a step fails (p99 at 100 ms or more, a gap in a hundred missing, or the driver behind by 5 %),
-and then halved in between, on a scale of ratios. A step that fails is tried once more: machines are noisy. The same
-with `relay.py` in the detectors' place, which parses nothing: the rate that Kafka itself bears here. What gives way
-first is told from the failing step: cores by process, the busiest thread of a detector, ticks not yet read, the queue.
+25 times a second something begins to pay, at four pairs at once: one wait each, that of the last of the four. What did
+not come whole within 2 s, or was dropped on its way in, is lost: it counts as a wait without an end.
 
-    python benchmarks/load.py [--brokers 1] [--detectors 1 3] [--seconds 8] [--no-relay] [--quick]
+The rate is doubled until a step fails (p99 at 100 ms or more, one in a hundred lost, or the driver behind by 5 %), and
+then halved in between, on a scale of ratios. A step that fails is tried once more: machines are noisy. The same
+with `relay.py` in the detectors' place, which parses nothing: the rate that Kafka itself bears here. What gives way
+first is told from the failing step: ticks not yet read (in seconds of them), the fill of the driver's queue to the
+broker, the busiest thread of a detector, the machine's cores.
+
+    python benchmarks/load.py [--brokers 1] [--detectors 1 3] [--seconds 16] [--halvings 3] [--no-relay] [--quick]
 """
 
 import argparse
 import contextlib
 import functools
 import json
+import math
 import os
 import subprocess
 import sys
@@ -41,9 +46,18 @@ from shared.settings import KafkaSettings
 from shared.topics import EVENT_PARTITIONS, HOUR_MS, Topic
 
 MOST_MS = 100.0
-MISSING = 0.01
+LOST = 0.01
 UP_S = 240.0
 """For the brokers: on a busy machine they take long."""
+
+QUEUE = 20_000
+"""Ticks that the driver's producer holds (`shared.kafka.tick_producer`)."""
+
+UNREAD_S = 2.5
+"""Ticks of so many seconds that are not committed are not read: commits come every second."""
+
+PAIRS = 4
+"""Opportunities of a gap: one exchange pays against the four others."""
 
 BEHIND = 0.05
 WARM_S = 3.0
@@ -54,7 +68,6 @@ A_SYMBOL = len(EXCHANGES) * BOOK_HZ
 FIRST, TOP = 40, 4000
 """Symbols of the first step, and at most."""
 
-HALVINGS = 3
 MARK = '"exchange_ns":1,'
 SETTINGS = "[detector]\npersistence_ms = 0\n" + "".join(
     f'[exchanges.{name}]\nfees = [{{ valid_from = 2020-01-01, taker_bps = "10" }}]\n' for name in EXCHANGES
@@ -79,7 +92,7 @@ class Step:
     sent_per_s: float = 0.0
     waits_ms: list[float] = field(default_factory=list)
     openings: int = 0
-    missing: int = 0
+    lost: int = 0
     dropped: int = 0
     queue: int = 0
     lag: int = 0
@@ -93,14 +106,20 @@ class Step:
         """Why the step fails; None: it does not."""
         if self.sent_per_s < (1 - BEHIND) * self.asked_per_s():
             return f"the driver sent {self.sent_per_s:,.0f} of {self.asked_per_s():,}"
-        if self.missing > MISSING * self.openings:
-            return f"{self.missing} of {self.openings} gaps missing"
+        if self.lost > LOST * self.openings or not self.openings:
+            return f"{self.lost} of {self.openings} gaps lost"
         p99 = percentile(self.waits_ms, 0.99)
         return None if p99 < MOST_MS else f"p99 {p99:,.0f} ms"
 
     def gives_way(self) -> str:
         """What has nothing left, by the numbers."""
         found = []
+        if (unread_s := self.lag / self.asked_per_s()) > UNREAD_S:
+            found.append(f"the {self.contestant}s' reading ({self.lag:,} ticks, {unread_s:.1f} s, not read)")
+        if self.queue > QUEUE / 2 or self.dropped:
+            found.append(
+                f"the broker's taking ({self.queue:,} of {QUEUE:,} waited to be sent, {self.dropped:,} dropped)"
+            )
         if self.thread > BUSY:
             found.append(f"a {self.contestant}'s thread ({self.thread:.2f} of a core)")
         if self.cores["idle"] < 0.1 * (os.cpu_count() or 1):
@@ -108,25 +127,28 @@ class Step:
             found.append(f"the machine's cores, of them most: {most} ({self.cores[most]:.2f})")
         if self.sent_per_s < (1 - BEHIND) * self.asked_per_s():
             found.append("the driver")
-        if self.dropped:
-            found.append(f"the driver's queue ({self.dropped} ticks dropped)")
-        return "; ".join(found) or "nothing has run out: the broker's or the clients' waiting"
+        return "; ".join(found) or "nothing of what is measured has run out"
 
     def row(self) -> dict[str, Any]:
-        waits = self.waits_ms or [float("nan")]
         return {
             "contestant": f"{self.instances} {self.contestant}",
             "ticks/s": self.asked_per_s(),
             "sent/s": round(self.sent_per_s),
-            "p50_ms": percentile(waits, 0.5),
-            "p99_ms": percentile(waits, 0.99),
-            "missing": f"{self.missing}/{self.openings}",
+            "p50_ms": ms(self.waits_ms, 0.5),
+            "p99_ms": ms(self.waits_ms, 0.99),
+            "lost": f"{self.lost}/{self.openings}",
             "unread": self.lag,
             "queue": self.queue,
             "thread": self.thread,
             "cores": ", ".join(f"{name} {cores:.2f}" for name, cores in self.cores.items()),
             "fails": self.why_not() or "",
         }
+
+
+def ms(waits: Sequence[float], share: float) -> float | str:
+    """For people and JSON, which knows no infinity."""
+    found = percentile(waits, share) if waits else math.inf
+    return found if math.isfinite(found) else "lost"
 
 
 # ---------------------------------------------------------------- processors
@@ -314,20 +336,22 @@ class Contest:
             driver.wait()
         done = json.loads(said)
         counted = [(base, at_ns) for base, at_ns in done["openings"] if at_ns >= since_ns]
+        whole = PAIRS if self._detects else 1
         end = time.monotonic() + LAST_S
-        while time.monotonic() < end and any(key not in self._came for key in counted):
+        while time.monotonic() < end and any(len(self._came.get(key, ())) < whole for key in counted):
             time.sleep(0.05)  # the last ones are on their way
         step.sent_per_s = done["ticks"] / done["seconds"]
         step.dropped, step.queue = done["dropped"], done["queue"]
         step.openings = len(counted)
-        step.missing = sum(key not in self._came for key in counted)
-        step.waits_ms = [(at - key[1]) / 1e6 for key in counted for at in self._came.get(key, ())]
+        came = {key: sorted(self._came.get(key, ())) for key in counted}
+        step.waits_ms = [(at[whole - 1] - key[1]) / 1e6 if len(at) >= whole else math.inf for key, at in came.items()]
+        step.lost = sum(map(math.isinf, step.waits_ms))
         self.until_idle()
         return step
 
 
 def knee(
-    contest: Contest, brokers: int, seconds: float, steps: list[Step], top: int
+    contest: Contest, brokers: int, seconds: float, steps: list[Step], top: int, halvings: int
 ) -> tuple[Step | None, Step | None]:
     """The highest step that holds, and the lowest that does not."""
 
@@ -355,7 +379,7 @@ def knee(
         else:
             bad = symbols
     if good and bad:
-        for _ in range(HALVINGS):
+        for _ in range(halvings):
             middle = round((good * bad) ** 0.5)
             if middle in (good, bad):
                 break
@@ -373,7 +397,7 @@ def knee(
 
 
 def run(
-    brokers: int, instances: Sequence[int], seconds: float, contestants: Sequence[str], top: int
+    brokers: int, instances: Sequence[int], seconds: float, contestants: Sequence[str], top: int, halvings: int
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Rows of the knees, and of all steps."""
     steps: list[Step] = []
@@ -390,15 +414,15 @@ def run(
                 for name in contestants:
                     say(f"{count} {name}{'s' if count > 1 else ''}, {brokers} broker{'s' if brokers > 1 else ''}")
                     with Contest(nodes.kafka, pids, name, count, Path(folder)) as contest:
-                        best, worst = knee(contest, brokers, seconds, steps, top)
+                        best, worst = knee(contest, brokers, seconds, steps, top, halvings)
                     rates[(name, count)] = best.asked_per_s() if best else 0
                     knees.append(
                         {
                             "contestant": f"{count} {name}",
                             "brokers": brokers,
                             "highest_ticks/s": rates[(name, count)],
-                            "p50_ms": percentile(best.waits_ms, 0.5) if best else float("nan"),
-                            "p99_ms": percentile(best.waits_ms, 0.99) if best else float("nan"),
+                            "p50_ms": ms(best.waits_ms, 0.5) if best else "-",
+                            "p99_ms": ms(best.waits_ms, 0.99) if best else "-",
                             "of_the_relay": rates[(name, count)] / floor
                             if (floor := rates.get(("relay", count)))
                             else "-",
@@ -418,16 +442,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--brokers", type=int, default=1, choices=(1, 3), help="nodes of the cluster")
     parser.add_argument("--detectors", type=int, nargs="+", default=[1, 3], help="instances, one run each")
-    parser.add_argument("--seconds", type=float, default=8.0, help="counted in each step")
+    parser.add_argument("--seconds", type=float, default=16.0, help="counted in each step")
+    parser.add_argument("--halvings", type=int, default=3, help="how finely the knee is looked for")
     parser.add_argument("--relay", action=argparse.BooleanOptionalAction, default=True, help="the floor, too")
     parser.add_argument("--quick", action="store_true", help="only whether it runs: one detector, one rate, 2 s")
     options = parser.parse_args()
     contestants = ["relay", "detector"] if options.relay else ["detector"]
     try:
         if options.quick:
-            knees, steps = run(options.brokers, [1], 2.0, contestants, FIRST)
+            knees, steps = run(options.brokers, [1], 2.0, contestants, FIRST, 0)
         else:
-            knees, steps = run(options.brokers, options.detectors, options.seconds, contestants, TOP)
+            knees, steps = run(options.brokers, options.detectors, options.seconds, contestants, TOP, options.halvings)
     except jars.Unsuitable as reason:
         sys.exit(f"load: no Kafka can run here: {reason}")
     ending = f"-{options.brokers}{'-quick' if options.quick else ''}"

@@ -118,21 +118,22 @@ PRINCIPALS: tuple[Principal, ...] = (
     ),
     Principal(
         "operator",
-        "`arb topics apply`, `topics check`, `topics acls`, `doctor`, `dlq`",
+        "`arb topics apply`, `topics check`, `topics acls`, `doctor`, `dlq list`, `dlq show`",
         (
-            *(
-                Allow(
-                    "topic",
-                    topic.name,
-                    (
-                        *("Read", "Create", "Delete", "AlterConfigs", "DescribeConfigs"),
-                        *(("Write",) if topic.name in (*_DEAD, *_SENT_AGAIN) else ()),  # `arb dlq replay`
-                    ),
-                )
-                for topic in topics.TOPICS
+            *_topics(
+                (topic.name for topic in topics.TOPICS), "Read", "Create", "Delete", "AlterConfigs", "DescribeConfigs"
             ),
             Allow("group", ANY, ("Describe",)),
             Allow("cluster", CLUSTER, ("Describe", "DescribeConfigs")),
+        ),
+    ),
+    Principal(
+        "dlq",
+        "`arb dlq replay`",
+        (
+            *_topics(_DEAD, "Read", "Write"),  # letters, and the markers that say what became of them
+            *_topics(_SENT_AGAIN, "Write"),
+            *_groups(("dlq",), "Describe"),
         ),
     ),
     Principal(

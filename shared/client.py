@@ -17,7 +17,7 @@ import structlog
 from shared import cluster, kafka, topics
 from shared.errors import UndecodableRecord
 from shared.messages import Decision, Message, Opportunity, Rejection, decode
-from shared.settings import KafkaSettings
+from shared.settings import STATISTICS, KafkaSettings
 
 log = structlog.get_logger()
 
@@ -46,7 +46,7 @@ async def decisions(
 
     Raises:
         BrokerUnavailable: Kafka cannot be reached. AccessRefused: it does not let us in, or not read.
-        SettingsError: an option is impossible.
+        SettingsError: `servers` or an option is impossible.
         TopicMismatch: the topic does not exist.
     """
     seen: OrderedDict[str, None] = OrderedDict()
@@ -91,10 +91,12 @@ async def _follow(
     group: str | None,
     options: Mapping[str, str | int | float | bool] | None,
 ) -> AsyncIterator[M]:
-    settings = KafkaSettings(servers=servers, options=dict(options or {}))
+    settings = KafkaSettings.of(servers, options or {})
     await asyncio.to_thread(cluster.require_topics, settings, [topic])  # says why, where it is not to be had
     start = kafka.ConsumerThread.START_NOW if since_s is None else int((time.time() - since_s) * 1000)
     config = kafka.event_consumer(settings, "client", group) if group else kafka.reader(settings, "client")
+    for ours in (STATISTICS, "stats_cb"):  # a user's program has metrics of its own
+        config.pop(ours, None)
     async with kafka.ConsumerThread(config, [topic], since_ms=None if group else start) as consumer:
         async for batch in consumer.batches():
             for record in batch:

@@ -1,7 +1,7 @@
 """The cluster itself: is it there, and are its topics as `shared/topics.py` says."""
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -23,6 +23,7 @@ from confluent_kafka.admin import (
     AclPermissionType,
     AdminClient,
     AlterConfigOpType,
+    ClusterMetadata,
     ConfigEntry,
     ConfigResource,
     NewTopic,
@@ -47,7 +48,7 @@ class Finding:
     mendable: bool
 
 
-def admin(settings: KafkaSettings, heard: Complaints | None = None) -> AdminClient:
+def admin(settings: KafkaSettings, heard: Callable[[KafkaError], None] | None = None) -> AdminClient:
     """A client for questions about the cluster.
 
     Raises:
@@ -61,6 +62,23 @@ def admin(settings: KafkaSettings, heard: Complaints | None = None) -> AdminClie
     except KafkaException as error:
         words = error.args[0].str().removeprefix("Failed to create admin client: ")
         raise SettingsError(f"kafka.options: {words}") from None
+
+
+def _metadata(settings: KafkaSettings, client: AdminClient, heard: Complaints, timeout_s: float) -> ClusterMetadata:
+    """What a broker tells of its cluster.
+
+    Args:
+        heard: What `client` was made with.
+
+    Raises:
+        BrokerUnavailable: none answers in time. AccessRefused: they do not let us in.
+    """
+    try:
+        return client.list_topics(timeout=timeout_s)
+    except KafkaException as error:
+        client.poll(0)  # brings the reasons to `heard`
+        said = error.args[0]
+        raise (refused(said) if is_refusal(said) else heard.failure(settings, said.str())) from None
 
 
 def wait_for_brokers(settings: KafkaSettings, count: int = 1, timeout_s: float = 10.0) -> int:
@@ -95,8 +113,9 @@ def require_topics(settings: KafkaSettings, names: Iterable[str], timeout_s: flo
         TopicMismatch: names the missing topics.
     """
     wait_for_brokers(settings, timeout_s=timeout_s)
-    client = admin(settings)
-    known = client.list_topics(timeout=timeout_s).topics
+    heard = Complaints()
+    client = admin(settings, heard)
+    known = _metadata(settings, client, heard, timeout_s).topics
     missing = [name for name in names if name not in known]
     if missing:
         raise no_topics(missing, _hidden(client, missing, timeout_s))
@@ -129,11 +148,12 @@ def check_topics(settings: KafkaSettings, topics: Iterable[Topic] = TOPICS, time
     """What differs between the cluster and the table; empty if nothing.
 
     Raises:
-        BrokerUnavailable: no broker answers.
+        BrokerUnavailable: no broker answers. AccessRefused: no rule lets us ask.
     """
     brokers = wait_for_brokers(settings, timeout_s=timeout_s)
-    client = admin(settings)
-    known = client.list_topics(timeout=timeout_s).topics
+    heard = Complaints()
+    client = admin(settings, heard)
+    known = _metadata(settings, client, heard, timeout_s).topics
     findings = []
     present = []
     for topic in topics:
@@ -160,12 +180,18 @@ def check_topics(settings: KafkaSettings, topics: Iterable[Topic] = TOPICS, time
     return findings
 
 
-def _wait_until_visible(client: AdminClient, topics: Iterable[Topic], timeout_s: float) -> None:
-    """A created topic reaches each broker's metadata a moment later; whoever starts next must find it."""
+def _wait_until_visible(
+    settings: KafkaSettings, client: AdminClient, heard: Complaints, topics: Iterable[Topic], timeout_s: float
+) -> None:
+    """A created topic reaches each broker's metadata a moment later; whoever starts next must find it.
+
+    Raises:
+        BrokerUnavailable: not within `timeout_s`. AccessRefused: see `_metadata`.
+    """
     deadline = time.monotonic() + timeout_s
     waiting = {topic.name for topic in topics}
     while waiting:
-        known = client.list_topics(timeout=timeout_s).topics
+        known = _metadata(settings, client, heard, timeout_s).topics
         waiting = {name for name in waiting if name not in known or not known[name].partitions}
         if waiting and time.monotonic() > deadline:
             raise BrokerUnavailable(f"created, but not visible within {timeout_s:g} s: {', '.join(sorted(waiting))}")
@@ -182,11 +208,13 @@ def apply_topics(
 
     Raises:
         BrokerUnavailable: no broker answers.
-        TopicMismatch: a topic has another number of partitions, or the cluster refused.
+        AccessRefused: no rule lets us see, create or change a topic.
+        TopicMismatch: a topic has another number of partitions, or the cluster does not take one as it is.
     """
     topics = tuple(topics)
     count = wait_for_brokers(settings, brokers, timeout_s)
-    client = admin(settings)
+    heard = Complaints()
+    client = admin(settings, heard)
     by_name = {topic.name: topic for topic in topics}
     done = []
     findings = check_topics(settings, topics, timeout_s)
@@ -206,7 +234,7 @@ def apply_topics(
                     raise refused(error.args[0], name) from None
                 if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                     raise TopicMismatch(f"{name}: {error.args[0].str()}") from None
-        _wait_until_visible(client, missing, timeout_s)
+        _wait_until_visible(settings, client, heard, missing, timeout_s)
     wrong = {f.topic for f in findings if f.problem != "is missing"}
     for name in sorted(wrong):
         entries = [
@@ -363,15 +391,14 @@ def look(settings: KafkaSettings, timeout_s: float) -> Look:
     """Ask whichever broker answers first.
 
     Raises:
-        NoAnswer: none did; with the client's own words about each attempt.
+        NoAnswer: none did; with the client's own words about each attempt. SettingsError: see `admin`.
     """
     said: dict[str, None] = {}
 
     def hear(error: KafkaError) -> None:
         said[error.str()] = None
 
-    config: dict[str, Any] = {"bootstrap.servers": settings.servers, "log_level": 0, **settings.client_options()}
-    client = AdminClient(config | {"error_cb": hear})
+    client = admin(settings, hear)
     began = time.monotonic()
     while True:
         try:

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 import orjson
 import structlog
-from prometheus_client import REGISTRY
+from prometheus_client import REGISTRY, disable_created_metrics
 from prometheus_client.exposition import choose_encoder
 
 from shared import metrics
@@ -150,6 +150,9 @@ def serve(health: Health, host: str, port: int) -> "Server | None":
     Raises:
         SettingsError: the port cannot be opened.
     """
+    # A second series for each counter, which nothing here asks for. For a whole process: not where metrics are defined,
+    # which users' programs import, too.
+    disable_created_metrics()  # type: ignore[no-untyped-call]
     metrics.INFO.labels(service=health.service, version=version("arbiter")).set(1)
     if port == 0:
         return None

@@ -53,6 +53,9 @@ Place = tuple[str, int]
 PATIENCE_S = 15.0
 """How long we ask again for offsets: a dead broker is noticed after 9 s, then others lead its partitions."""
 
+MOST_DEAD_BYTES = 900_000
+"""Of a value that goes to a dead-letter topic: brokers take 1 MiB for a whole record."""
+
 ROOM_WAIT_S = 0.5
 """How long an owner thread waits for room without polling, before it pauses its assignment."""
 
@@ -320,7 +323,7 @@ class Publisher:
             raise self._refused
         if self._lost is not None:
             raise BrokerUnavailable(f"Kafka did not take a message: {self._lost}")
-        callback = self._report if on_delivery is None else lambda error, _: on_delivery(error)
+        callback = self._report if on_delivery is None else functools.partial(self._tell, on_delivery)
         # Headers only where there are some: the argument alone costs as much as the rest of the call.
         extra: dict[str, Any] = {} if headers is None else {"headers": headers}
         deadline = None
@@ -338,10 +341,28 @@ class Publisher:
                 if now > deadline:
                     raise BrokerUnavailable(f"Kafka took no message for {self._full_wait_s:g} s") from None
                 self._producer.poll(0.01)
+            except KafkaException as error:  # too large, say, or a client that takes nothing more
+                said = error.args[0]
+                raise (
+                    refused(said, topic)
+                    if is_refusal(said)
+                    else BrokerUnavailable(f"Kafka's client did not take a message for {topic}: {said.str()}")
+                ) from None
+
+    def _tell(
+        self, on_delivery: Callable[[KafkaError | None], None], error: KafkaError | None, message: Message
+    ) -> None:
+        if error is not None:
+            self._note(error, message)
+        on_delivery(error)
 
     def _report(self, error: KafkaError | None, message: Message) -> None:
-        if error is None:
-            return
+        if error is not None and not self._note(error, message):
+            self._lost = f"{message.topic()}: {error.str()}"
+            log.error("message lost", topic=message.topic(), error=error.str())
+
+    def _note(self, error: KafkaError, message: Message) -> bool:
+        """Count what was not delivered; whether it may be missing (a tick)."""
         topic = message.topic() or "?"
         self._trouble = (time.monotonic(), f"{topic}: {error.str()}")
         if is_refusal(error):
@@ -350,8 +371,7 @@ class Publisher:
             metrics.TICKS_DROPPED.labels(topic=topic, reason=error.name()).inc()
         else:
             metrics.EVENTS_LOST.labels(topic=topic).inc()
-            self._lost = f"{topic}: {error.str()}"
-            log.error("message lost", topic=topic, error=error.str())
+        return self._drop_when_full
 
     def _serve(self) -> None:
         while not self._closing.is_set():
@@ -386,8 +406,15 @@ class Publisher:
         return f"a message was not delivered {age_s:.0f} s ago: {words}" if age_s <= TROUBLE_S else None
 
     def flush(self, timeout_s: float = 10.0) -> int:
-        """Wait for everything queued; returns how many messages are left."""
-        return self._producer.flush(timeout_s)
+        """Wait for everything queued; returns how many messages are left.
+
+        The publisher's thread hears of each; the client's own `flush` would take its reports over, and a fatal error
+        with them.
+        """
+        deadline = time.monotonic() + timeout_s
+        while (left := len(self._producer)) and time.monotonic() < deadline:
+            time.sleep(0.002)  # the client has no event for it
+        return left
 
     def confirm(self, timeout_s: float = 30.0) -> None:
         """Wait until all that was published is delivered.
@@ -420,7 +447,10 @@ def dead_letter(
     error: Exception,
     on_delivery: Callable[[KafkaError | None], None] | None = None,
 ) -> None:
-    """Put a record that cannot be processed on its dead-letter topic: original key, value and headers, plus why."""
+    """Put a record that cannot be processed on its dead-letter topic: original key, value and headers, plus why.
+
+    Of a value beside which the reasons would not fit into a record, the beginning; `__dlq.cut` says how much there was.
+    """
     why = {
         "__dlq.topic": record.topic,
         "__dlq.partition": str(record.partition),
@@ -431,10 +461,14 @@ def dead_letter(
         "__dlq.error.class": type(error).__name__,
         "__dlq.error.message": str(error)[:500],
     }
+    value = record.value
+    if value is not None and len(value) > MOST_DEAD_BYTES:
+        why["__dlq.cut"] = str(len(value))
+        value = value[:MOST_DEAD_BYTES]
     headers = [*record.headers, *((name, text.encode()) for name, text in why.items())]
     metrics.DEAD_LETTERS.labels(topic=record.topic, stage=stage).inc()
     log.warning("dead letter", topic=record.topic, partition=record.partition, offset=record.offset, error=str(error))
-    publisher.publish(dlq(record.topic), record.key, record.value, headers, on_delivery)
+    publisher.publish(dlq(record.topic), record.key, value, headers, on_delivery)
 
 
 # ---------------------------------------------------------------- consuming
@@ -460,10 +494,14 @@ def read(consumer: Consumer, limit: int = 500, wait_s: float = READ_WAIT_S) -> l
         TopicMismatch: a subscribed topic does not exist.
         BrokerUnavailable: an error after which this consumer cannot go on.
     """
-    first = consumer.poll(wait_s)
-    if first is None:
-        return []
-    messages = [first, *consumer.consume(limit - 1, 0)] if limit > 1 else [first]
+    try:
+        first = consumer.poll(wait_s)
+        if first is None:
+            return []
+        messages = [first, *consumer.consume(limit - 1, 0)] if limit > 1 else [first]
+    except KafkaException as fatal:
+        _check(fatal.args[0])
+        raise BrokerUnavailable(f"Kafka: {fatal.args[0].str()}") from None
     records = []
     for message in messages:
         error = message.error()
@@ -515,17 +553,29 @@ def positions(
         BrokerUnavailable: Kafka could not say within `patience_s`.
     """
 
-    def at(when: int) -> list[TopicPartition]:
-        asked = [TopicPartition(p.topic, p.partition, when) for p in partitions]
-        found = consumer.offsets_for_times(asked, timeout=5.0)
+    ends = _offsets_at(consumer, partitions, OFFSET_END, patience_s)  # first: nothing between the two is passed over
+    starts = _offsets_at(consumer, partitions, since_ms, patience_s)
+    found = [end if p.offset < 0 else p for p, end in zip(starts, ends, strict=True)]
+    return [TopicPartition(p.topic, p.partition, p.offset if p.offset >= 0 else OFFSET_END) for p in found]
+
+
+def _offsets_at(
+    consumer: Consumer, places: Sequence[TopicPartition], when_ms: int, patience_s: float = PATIENCE_S
+) -> list[TopicPartition]:
+    """Offsets by time of all places; one that cannot be told is no answer.
+
+    Raises:
+        AccessRefused: we may not ask.
+        BrokerUnavailable: not within `patience_s`.
+    """
+
+    def ask() -> list[TopicPartition]:
+        found = consumer.offsets_for_times([TopicPartition(p.topic, p.partition, when_ms) for p in places], timeout=5.0)
         for failed in (p.error for p in found if p.error is not None):  # one whose leader is being elected
             raise KafkaException(failed)
         return found
 
-    ends = _patiently(lambda: at(OFFSET_END), patience_s)  # first: no record between the two answers is passed over
-    starts = _patiently(lambda: at(since_ms), patience_s)
-    found = [end if p.offset < 0 else p for p, end in zip(starts, ends, strict=True)]
-    return [TopicPartition(p.topic, p.partition, p.offset if p.offset >= 0 else OFFSET_END) for p in found]
+    return _patiently(ask, patience_s)
 
 
 def assign(
@@ -601,8 +651,7 @@ def spans(config: Config, topics: Sequence[str], since_ms: int, until_ms: int, t
         places = partitions_of(consumer, topics, timeout_s)
 
         def at(when: int) -> list[int]:
-            asked = [TopicPartition(p.topic, p.partition, when) for p in places]
-            return [p.offset for p in _patiently(lambda: consumer.offsets_for_times(asked, timeout=timeout_s))]
+            return [p.offset for p in _offsets_at(consumer, places, when)]
 
         # OFFSET_END and OFFSET_BEGINNING are times, too: the newest and the oldest there is
         low, high, begin, end = at(OFFSET_BEGINNING), at(OFFSET_END), at(since_ms), at(until_ms)
@@ -618,6 +667,7 @@ def _patiently(ask: Callable[[], Answer], patience_s: float = PATIENCE_S) -> Ans
     """The answer, asked again while a leader is being elected or a rebalance is under way.
 
     Raises:
+        AccessRefused: we may not ask.
         BrokerUnavailable: none came within `patience_s`.
     """
     deadline = time.monotonic() + patience_s
@@ -625,6 +675,8 @@ def _patiently(ask: Callable[[], Answer], patience_s: float = PATIENCE_S) -> Ans
         try:
             return ask()
         except KafkaException as error:
+            if is_refusal(error.args[0]):
+                raise refused(error.args[0]) from None
             if time.monotonic() > deadline:
                 raise BrokerUnavailable(no_broker(error.args[0].str())) from None
         time.sleep(0.25)

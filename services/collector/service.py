@@ -78,6 +78,7 @@ class Collector:
         self._emitter = Emitter(exchange, publisher, clock())
         self._names: dict[str, dict[str, str]] = {}
         self._halted: dict[str, dict[str, str]] = {}
+        self._fetched_ns: dict[str, int] = {}
         self._proven: frozenset[str] = frozenset()
         self._links: set[Link] = set()
         self._timing = Timing(
@@ -358,7 +359,8 @@ class Collector:
             self._names[protocol] = listed.names
             self._halted[protocol] = listed.halted
             self._emitter.know(self._of_interest(catalog))
-            metrics.INSTRUMENTS_AGE_S.labels(exchange=self._name).set((self._clock() - catalog.fetched_ns) / 1e9)
+            self._fetched_ns[protocol] = catalog.fetched_ns
+            self._show_age()
             return
 
     def _resolved(self, catalog: Catalog, *, strict: bool) -> instruments.Listed:
@@ -400,12 +402,18 @@ class Collector:
                 except (FeedError, SubscriptionRefused) as error:
                     log.warning("metadata not renewed", exchange=self._name, reason=str(error))
                     continue
-                metrics.INSTRUMENTS_AGE_S.labels(exchange=self._name).set(0)
+                self._fetched_ns[protocol] = catalog.fetched_ns
                 self._halted[protocol] = instruments.halted_now(catalog, self._names[protocol])
                 self._emitter.know(self._of_interest(catalog))
                 for link in tuple(self._links):
                     if link.source.exchange.name == protocol:
                         link.halted(self._halted[protocol])
+            self._show_age()
+
+    def _show_age(self) -> None:
+        """Of the oldest metadata in use: it grows while it cannot be renewed."""
+        age_ns = self._clock() - min(self._fetched_ns.values())
+        metrics.INSTRUMENTS_AGE_S.labels(exchange=self._name).set(age_ns / 1e9)
 
     async def _watch_clock(self, source: Source) -> None:
         """The exchange's clock and ours."""

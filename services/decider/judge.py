@@ -4,6 +4,7 @@ A decision is always made. No failure of a model, of the budget or of time can m
 """
 
 import hashlib
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -143,7 +144,7 @@ def regime(opportunity: Opportunity) -> tuple[object, ...]:
     context = opportunity.context
     volatility = 0 if context.volatility_bps_1m is None else int(context.volatility_bps_1m).bit_length()
     size = max(1, int(opportunity.notional_usd)).bit_length()
-    return int(opportunity.net_bps // 5), opportunity.limited_by, volatility, size
+    return math.floor(opportunity.net_bps / 5), opportunity.limited_by, volatility, size
 
 
 def deadline_ms(case: Case, terms: Terms) -> int:

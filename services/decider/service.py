@@ -346,7 +346,8 @@ class Service:
             assert self._loop is not None
             if error is not None:
                 words = f"Kafka did not take a decision: {error.str()}"
-                self._loop.call_soon_threadsafe(self._fail, BrokerUnavailable(words))
+                failure = kafka.refused(error) if kafka.is_refusal(error) else BrokerUnavailable(words)
+                self._loop.call_soon_threadsafe(self._fail, failure)
                 return
             # One call for all that come until it runs: each would wake the loop by a socket. Several threads report.
             with self._wake_lock:

@@ -331,6 +331,19 @@ class State:
             return False, str(self._unusable(error))
         return True, str(self.file)
 
+    def recover(self, now_ns: int) -> None:
+        """If the last change was refused, see whether one is possible now: in a quiet market none would show it."""
+        if self._trouble is None:
+            return
+        with self._lock:
+            try:
+                with self._changing() as db:
+                    db.execute(
+                        f"PRAGMA user_version = {VERSION}"
+                    )  # as it is; it writes a page, which a full disk fails
+            except (sqlite3.Error, OSError) as error:
+                self._refused(error, now_ns)
+
     @contextlib.contextmanager
     def _changing(self) -> Iterator[sqlite3.Connection]:
         """A transaction that holds the lock from its start; left by an error, it never happened."""

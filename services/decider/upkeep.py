@@ -47,6 +47,7 @@ class Upkeep:
         """Look after everything every few seconds."""
         while True:
             try:
+                self._state.recover(self._desk.clock())
                 self._renew()
                 self._desk.trials.renew(self._state.rolled_back())
                 self._show()

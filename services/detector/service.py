@@ -41,6 +41,9 @@ SHOW_NS = 2_000_000_000
 BEHIND_MS = 5000.0
 """A detector that reads ticks older than this does not do its job."""
 
+EMPTY_NS = 1_000_000_000
+"""So long nothing must come before all is read: one empty read may only mean that the next fetch is under way."""
+
 UNREADABLE = (UndecodableRecord, ValueError, ArithmeticError)
 """What a record that is not one of ours raises: a field is missing or wrong."""
 
@@ -90,6 +93,7 @@ class Detector:
         self._persistence_ms = persistence_ms
         self._beat = beat
         self._age_ms = 0.0
+        self._empty_ns: int | None = None  # since when reads have been empty
         self._show_ns = 0
         self._shown: set[tuple[str, str]] = set()
         self._steady = steady
@@ -134,12 +138,12 @@ class Detector:
         """Take in a batch; what it causes is published. `shared`: from a reader of what all detectors read."""
         if not records:
             if not shared:
-                self._age_ms = 0.0  # all is read
+                self._nothing()
             return
         age_ms = max(0.0, time.time() * 1000 - records[-1].timestamp_ms)
         metrics.TICK_AGE_MS.observe(age_ms)
         if not shared:
-            self._age_ms = age_ms
+            self._age_ms, self._empty_ns = age_ms, None
         if self._assigned_ns is None:
             for record in records:
                 self._take(record)
@@ -148,6 +152,16 @@ class Detector:
         old = any(record.timestamp_ms * 1_000_000 < self._assigned_ns for record in records)
         if not old and not shared:
             self._settle()
+
+    def _nothing(self) -> None:
+        """An empty read."""
+        if not self._age_ms:
+            return
+        now_ns = self._steady()
+        if self._empty_ns is None:
+            self._empty_ns = now_ns
+        elif now_ns - self._empty_ns >= EMPTY_NS:
+            self._age_ms = 0.0
 
     def tick(self) -> None:
         """Move time on, every 50 ms."""

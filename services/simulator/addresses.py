@@ -29,20 +29,35 @@ def write(file: Path, settings: Settings, exchanges: Mapping[str, Mapping[str, A
     """Write the settings file, and the simulated models' key beside it. Readers see the old file or the new one.
 
     Raises:
-        SettingsError: there is a file that no simulator wrote, or it cannot be written.
+        SettingsError: one of the two is a file that no simulator wrote, or cannot be written.
     """
     key_file = file.absolute().with_suffix(".key")
+    if key_file == file.absolute():
+        raise SettingsError(f"--settings {file}: the models' key is put beside it under this name; name it .toml")
     try:
-        if file.exists() and (first := (file.read_text().splitlines() or [""])[0]) != HEADER:
+        if file.exists() and (first := (file.read_bytes().splitlines() or [b""])[0]) != HEADER.encode():
             raise SettingsError(
-                f"--settings {file} is no file of a simulator and stays as it is; it begins with {first!r}"
+                f"--settings {file} is no file of a simulator and stays as it is; it begins with "
+                f"{first[:80].decode(errors='replace')!r}"
             )
-        key_file.write_text(f"{KEY}\n")
-        part = file.with_name(f"{file.name}.{os.getpid()}.part")
-        part.write_text(_toml(settings, exchanges, model_base_url, key_file))
-        part.replace(file)
+        if key_file.exists() and key_file.read_bytes().strip() != KEY.encode():
+            raise SettingsError(
+                f"--settings {file}: {key_file} holds another key than the simulated models' and stays as it is; "
+                "name another file"
+            )
+        _replace(key_file, f"{KEY}\n")
+        _replace(file, _toml(settings, exchanges, model_base_url, key_file))
     except OSError as error:
         raise SettingsError(f"--settings {file}: {error.strerror}") from None
+
+
+def _replace(file: Path, text: str) -> None:
+    part = file.with_name(f"{file.name}.{os.getpid()}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(file)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _toml(settings: Settings, exchanges: Mapping[str, Mapping[str, Any]], model_base_url: str, key_file: Path) -> str:

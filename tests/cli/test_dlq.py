@@ -6,11 +6,13 @@ import json
 import pytest
 from rich.console import Console
 
+from services.cli.dlq import box as mailbox
 from services.cli.dlq import letters, show
 from services.cli.dlq.letters import CLAIMED, FROM, REPLAYED, SENT, Box, Marker, Place, Wanted
 from shared import kafka, messages, secrets, topics
-from shared.errors import UndecodableRecord, UsageError
+from shared.errors import AccessRefused, BrokerUnavailable, UndecodableRecord, UsageError
 from shared.kafka import Record
+from shared.settings import KafkaSettings
 from tests import samples
 
 NOW_MS = 1_795_000_000_000
@@ -223,6 +225,82 @@ def test_one_is_shown_whole_without_keys_and_without_what_moves_a_cursor():
     long = only(dead(b"a" * 10_000))
     assert "6000 more characters; --full shows all" in printed(show.show_letter, long, full=False)
     assert "a" * 10_000 in printed(show.show_letter, long, full=True)
+
+
+def test_numbers_that_nobody_can_mean_break_nothing():
+    many = b"9" * 5000
+    record = dead(good(), headers=[(REPLAYED, many)])
+    hostile = record._replace(headers=[(k, many if k == "__dlq.offset" else v) for k, v in record.headers])
+    letter = only(hostile)
+    assert (letter.offset, letter.replays) == (-1, 0)
+    printed(show.show_letter, letter, full=False)
+    with pytest.raises(UsageError, match="is no id"):
+        letters.place_of(f"{DLQ}/1/{'9' * 5000}")
+
+
+def test_what_was_cut_is_never_sent():
+    record = dead(good())
+    cut = only(record._replace(headers=[*record.headers, ("__dlq.cut", b"2000000")]))
+    assert letters.refusal(cut, NOW_MS, force=True, again=True) == "only the beginning of its 2000000 bytes was kept"
+
+
+class Out(Kept):
+    """A publisher whose records are what the topic holds; it fails when it is told to."""
+
+    def __init__(self, fails, error):
+        super().__init__()
+        self.fails, self.error = fails, error
+
+    def publish(self, topic, key, value, headers=None, on_delivery=None):
+        if self.fails(topic, dict(headers)):
+            raise self.error
+        return super().publish(topic, key, value, headers)
+
+    def confirm(self):
+        pass
+
+    def close(self, timeout_s):
+        pass
+
+
+def sent(monkeypatch, *records, fails=lambda topic, headers: False, error=None):
+    """Letters are listed without values, and sent; what was published."""
+    out = Out(fails, error)
+    monkeypatch.setattr(kafka, "Publisher", lambda *_, **__: out)
+    monkeypatch.setattr(mailbox, "read", lambda *_: [*records, *out.records])
+    settings = KafkaSettings(servers="a:1")
+    return mailbox.send(settings, mailbox.find(settings, Wanted())), out.records
+
+
+def test_values_are_read_for_what_is_sent_only(monkeypatch):
+    result, records = sent(monkeypatch, dead(good()))
+    assert [one.value for one in records if one.topic == topics.OPPORTUNITIES] == [good()]
+    assert [one.place for one in result.taken] == [Place(DLQ, 3, 0)]
+    unread = Box(Wanted(), values=False)
+    unread.take(dead(b"{}"))
+    (letter,) = unread.letters()
+    assert letter.value is None
+    assert "--force" in letters.refusal(letter, NOW_MS, force=False, again=False), "judged without its value"
+
+
+def test_a_letter_that_was_deleted_in_between_is_not_sent_as_nothing(monkeypatch):
+    letter = only(dead(good()))
+    out = Out(lambda *_: False, None)
+    monkeypatch.setattr(kafka, "Publisher", lambda *_, **__: out)
+    monkeypatch.setattr(mailbox, "read", lambda *_: list(out.records))
+    result = mailbox.send(KafkaSettings(servers="a:1"), [letter])
+    assert (result.taken, result.others, result.gone) == ((), (), (letter,))
+    assert {one.topic for one in out.records} == {DLQ}
+
+
+@pytest.mark.parametrize("error", [AccessRefused("no rule"), BrokerUnavailable("no answer")])
+def test_what_failed_says_whether_anything_may_have_gone_out(monkeypatch, error):
+    with pytest.raises(type(error), match="nothing was sent") as before:
+        sent(monkeypatch, dead(good()), fails=lambda topic, headers: topic == DLQ, error=error)
+    assert before.value.exit_code == error.exit_code
+    with pytest.raises(type(error), match="may have gone out") as after:
+        sent(monkeypatch, dead(good()), fails=lambda topic, headers: topic != DLQ, error=error)
+    assert after.value.exit_code == error.exit_code
 
 
 def test_letters_of_one_coin_go_out_in_their_old_order():

@@ -11,6 +11,7 @@ from dataclasses import replace
 from decimal import Decimal
 
 import pytest
+from pydantic import SecretStr
 from rich.console import Console
 
 from services.cli import doctor
@@ -22,9 +23,10 @@ from services.collector.clock import Offset
 from services.decider.budget import Budget
 from services.decider.llm import Listing
 from services.decider.state import State
-from shared import cluster, settings, topics
+from shared import cluster, secrets, settings, topics
 from shared.cluster import Group, Look, Member, Partition
-from shared.errors import UsageError
+from shared.errors import BrokerUnavailable, UsageError
+from shared.settings import KafkaSettings
 from shared.topics import TOPICS
 from tests.decider.hostile import KEYS, Hostile, http, listed, settings_at
 
@@ -183,6 +185,44 @@ async def test_an_option_that_the_client_does_not_know(configured):
     assert found.fix == "correct [kafka.options]"
 
 
+async def test_a_file_that_an_option_names_and_is_not_there(configured, tmp_path):
+    async with contextlib.AsyncExitStack() as stack:
+        found = await look_at_kafka(configured, await serve(stack, None), **{"ssl.ca.location": str(tmp_path / "ca")})
+    assert the_one(found).fix == "correct [kafka.options]"
+    assert show.exit_code(found) == 2
+
+
+@pytest.mark.parametrize(
+    ("address", "place"),
+    [
+        ("a:1", ("a", 1)),
+        ("PLAINTEXT://a:1", ("a", 1)),
+        ("sasl_ssl://a", ("a", 9092)),
+        ("a", ("a", 9092)),
+        ("[::1]:1", ("::1", 1)),
+        ("ssl://[::1]", ("::1", 9092)),
+        ("a:70000", None),
+        ("a:b", None),
+        ("", None),
+    ],
+)
+def test_addresses_are_read_as_the_client_reads_them(address, place):
+    assert kafka.host_and_port(address) == place
+
+
+async def test_the_client_is_asked_even_where_no_connection_could_be_made(configured, monkeypatch):
+    monkeypatch.setattr(cluster, "look", lambda *_: a_look())
+    monkeypatch.setattr(cluster, "check_topics", lambda *_: [])
+    assert not wrong(await gather.examine(at(configured, "127.0.0.1:1"), Asked((Part.TOPICS,))))
+
+
+def test_a_broker_that_goes_between_two_questions_is_one_clear_line(monkeypatch):
+    monkeypatch.setattr(cluster, "wait_for_brokers", lambda *_, **__: 1)
+    for ask in (cluster.check_topics, lambda *a, **k: cluster.require_topics(*a, ["x"], **k)):
+        with pytest.raises(BrokerUnavailable, match="no Kafka"):
+            ask(KafkaSettings(servers="127.0.0.1:1"), timeout_s=0.2)
+
+
 # ---------------------------------------------------------------- brokers, topics, copies
 
 
@@ -323,8 +363,17 @@ def test_ticks_that_are_stale_missing_or_of_the_future():
     assert "arb collect kraken" in found["kraken"].fix
     assert "5.0 s in the future" in found["okx"].words
     assert "NTP" in found["okx"].fix
-    nothing = the_one(kafka.ticks(dict.fromkeys(newest), NOW_MS, list(ages_s)))
+    assert (found["fx-rates"].words, found["fx-rates"].fix) == ("its topic is missing (fx-rates)", "arb topics apply")
+    empty = dict.fromkeys([*newest, topics.FX_RATES])
+    nothing = the_one(kafka.ticks(empty, NOW_MS, list(ages_s)))
     assert "arb collect" in nothing.fix
+
+
+async def test_ticks_of_a_cluster_without_topics(configured, monkeypatch):
+    monkeypatch.setattr(cluster, "look", lambda *_: Look("id", {1: ("127.0.0.1", 1)}, (), 5))
+    found = wrong(await gather.examine(at(configured, "127.0.0.1:1"), Asked((Part.TICKS,))))
+    assert {one.check for one in found} == {*configured.enabled_exchanges(), "fx-rates"}
+    assert {one.fix for one in found} == {"arb topics apply"}
 
 
 def test_books_that_are_not_live():
@@ -531,6 +580,25 @@ async def test_a_disk_that_is_full(configured, tmp_path):
     assert "decider.state_file" in bad[1].fix
 
 
+def test_a_folder_that_cannot_be_written():
+    cache = the_one(here.disk(here.Folder("cache", "/var/cache/arbiter", 0, None, writable=False)), Result.WARN)
+    assert "only collectors" in cache.words
+    assert "ARB_CACHE_DIR" in cache.fix
+    state = the_one(here.disk(here.Folder("state", "/var/lib/arbiter", 10**12, None, writable=False)))
+    assert "decider.state_file" in state.fix
+
+
+async def test_a_folder_that_cannot_be_entered(configured, tmp_path, monkeypatch):
+    def refuse(path, **_):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(gather.Path, "exists", refuse)  # as Python up to 3.13 does it for a folder of another user
+    found = await gather.examine(
+        with_file(configured, tmp_path / "d.sqlite"), Asked((Part.MACHINE,)), {"ARB_CACHE_DIR": str(tmp_path / "x")}
+    )
+    assert {one.check for one in found} >= {"disk for cache", "disk for state", "open files"}
+
+
 def test_a_file_system_old_libraries_and_few_files():
     found = the_one(here.disk(here.Folder("state", "/mnt/x", 10**12, "nfs4")))
     assert "local disk" in found.fix
@@ -561,6 +629,8 @@ async def test_services_that_are_ready_not_ready_gone_or_others():
             for answer in ((200, report(True)), (503, report(False)), (200, b"[]"))
         ]
         found = await gather.examine(settings.load(), Asked((Part.SERVICES,), services=[*urls, "http://127.0.0.1:1"]))
+        only = await gather.examine(settings.load(), Asked((Part.SETTINGS,), services=urls[:1]))
+    assert only[-1].part == Part.SERVICES, "what is named is asked, whatever the parts"
     ready, other, foreign, gone = found
     assert (ready.check, ready.result) == ("detector", Result.OK)
     assert other.words == "is not ready: kafka: no answer for 14 s"
@@ -620,6 +690,41 @@ async def test_it_ends_in_time_whatever_hangs(configured, monkeypatch):
     assert time.monotonic() - began < 5
     assert "exchanges: not done within 1 s" in found.words
     assert "--timeout" in found.fix
+
+
+async def test_what_nobody_foresaw_is_a_finding_and_the_others_stay(configured, monkeypatch):
+    planted = KEYS["OPENAI_API_KEY"]
+    secrets.register(SecretStr(planted))
+
+    def fall(*_):
+        raise RuntimeError(f"with {planted}")
+
+    monkeypatch.setattr(gather, "_machine", fall)
+    monkeypatch.setattr(cluster, "look", lambda *_: a_look())
+    monkeypatch.setattr(cluster, "check_topics", fall)
+    parts = (Part.SETTINGS, Part.TOPICS, Part.MACHINE)
+    found = await gather.examine(at(configured, "127.0.0.1:1"), Asked(parts, timeout_s=3))
+    assert Part.SETTINGS in {one.part for one in found}
+    broken = [one for one in wrong(found) if one.check == "unforeseen"]
+    assert [one.part for one in broken] == [Part.TOPICS, Part.MACHINE]
+    assert all("RuntimeError: with" in one.words for one in broken)
+    assert planted not in str(found)
+
+
+async def test_addresses_that_are_none(configured):
+    bad = "http://[::1/v1"
+    changed = settings_at({"openai": bad, "gemini": bad})
+    found = await gather.examine(changed, Asked((Part.MODELS,)), {"OPENAI_API_KEY": KEYS["OPENAI_API_KEY"]})
+    lines = {one.check: one for one in wrong(found)}
+    assert "providers.openai.base_url" in lines["openai"].fix
+    assert "providers.gemini.base_url" in lines["gemini"].fix
+    exchange = configured.exchanges["kraken"].model_copy(update={"rest_url": bad, "ws_url": "ws://[::1/v1"})
+    alone = configured.model_copy(update={"exchanges": {"kraken": exchange}})
+    rest, stream = wrong(await gather.examine(alone, Asked((Part.EXCHANGES,), timeout_s=3)))
+    assert "is no address" in rest.words
+    assert "exchanges.kraken.rest_url" in rest.fix
+    assert "no WebSocket: Invalid port" in stream.words
+    assert "exchanges.kraken.ws_url" in stream.fix
 
 
 async def test_no_key_is_ever_shown(configured):

@@ -20,6 +20,7 @@ from services.collector.exchanges import EXCHANGES
 from services.collector.exchanges.base import Instrument
 from services.collector.instruments import Catalog
 from services.collector.link import delays
+from services.collector.outputs import HealthChanged
 from services.collector.service import Collector
 from shared import settings
 from shared.errors import SettingsError, SubscriptionRefused, UnknownSymbol
@@ -673,6 +674,21 @@ async def test_a_cash_pair_goes_to_fx_rates_only(make):
     live = [rate for rate in published.kinds("rate") if rate["state"] == "live"]
     assert (live[0]["bid"], live[0]["ask"]) == (9.0, 11.0)
     assert published.kinds("rate")[-1]["state"] == "disconnected"
+
+
+def test_a_live_rate_is_no_live_book_but_where_rates_are_all_there_is(make):
+    def heard(symbols: list[str], **states: str) -> tuple[bool, str]:
+        collector = make("coinbase", 1, symbols, Published(), [])
+        collector._emitter.know(Instrument("", symbol, True, "online", None, None, None, None) for symbol in symbols)
+        for symbol, state in states.items():
+            collector._emitter.health(HealthChanged(symbol.replace("_", "-"), state, "", 1, 1, 1))
+        return collector.books()
+
+    both = ["BTC-USD", "USDT-USD"]
+    assert heard(both, USDT_USD="live") == (False, "0 of 2 live; 1 live as rate; 1 not heard of yet")
+    assert heard(both, USDT_USD="live", BTC_USD="syncing") == (False, "0 of 2 live; 1 live as rate; 1 syncing")
+    assert heard(both, USDT_USD="live", BTC_USD="live") == (True, "1 of 2 live; 1 live as rate")
+    assert heard(["USDT-USD"], USDT_USD="live") == (True, "1 of 1 live")
 
 
 def test_waits_double_up_to_the_limit_and_are_drawn_from_zero_on():

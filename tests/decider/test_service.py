@@ -5,10 +5,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
 import pytest
+from confluent_kafka import KafkaError
 
 from services.decider.service import Service
 from shared import topics
-from shared.errors import BrokerUnavailable
+from shared.errors import AccessRefused, BrokerUnavailable
 from shared.kafka import Record
 from shared.messages import Audit, Decision, decode
 from tests.decider.conftest import NOW_NS, role_answer
@@ -364,17 +365,20 @@ async def test_reports_from_several_threads_are_all_heard(running, opportunity):
         assert shell.consumer.released == 400
 
 
-async def test_a_decision_that_kafka_does_not_take_ends_the_service(running, opportunity):
-    class Refused:
-        def str(self):
-            return "no"
-
+@pytest.mark.parametrize(
+    ("code", "failure", "words"),
+    [
+        (KafkaError._MSG_TIMED_OUT, BrokerUnavailable, "did not take a decision: Local: Message timed out"),
+        (KafkaError.TOPIC_AUTHORIZATION_FAILED, AccessRefused, "no rule allows this to our user"),
+    ],
+)
+async def test_a_decision_that_kafka_does_not_take_ends_the_service(running, opportunity, code, failure, words):
     async with running() as (shell, task):
         shell.publisher.deliver = False
         shell.put(opportunity())
         await shell.until(lambda: shell.publisher.held)
-        shell.publisher.held.pop()(Refused())
-        with pytest.raises(BrokerUnavailable, match="did not take a decision: no"):
+        shell.publisher.held.pop()(KafkaError(code))
+        with pytest.raises(failure, match=words):
             await task
         assert shell.consumer.stored == {}
 

@@ -337,6 +337,20 @@ def test_a_file_is_usable_until_it_cannot_be_written_and_again_when_it_can(file)
         assert state.usable()[0]
 
 
+def test_a_file_is_found_usable_again_without_a_booking(file):
+    with State(file) as state:
+        with raw(file) as other:
+            other.execute("BEGIN IMMEDIATE")
+            assert book(state) is None
+            state.recover(NOW_NS)
+            assert not state.usable()[0]
+            other.execute("ROLLBACK")
+        assert not state.usable()[0]
+        state.recover(NOW_NS)
+        assert state.usable() == (True, str(file))
+        assert state.booked(NOW_NS).minute == 0
+
+
 def test_a_file_that_was_removed_while_in_use_is_not_usable(file):
     with State(file) as state:
         file.rename(file.with_name("gone"))

@@ -1,6 +1,7 @@
 """docker-compose.yml and what stands beside it: rules that every service keeps, names that others rely on."""
 
 import base64
+import os
 import re
 import shutil
 import subprocess
@@ -205,6 +206,22 @@ def compose() -> list[str]:
     if docker is None or subprocess.run([docker, "compose", "version"], capture_output=True).returncode:
         pytest.skip("docker compose is not installed here")
     return [docker, "compose", "--project-directory", str(ROOT)]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [([], ["detector-1", "detector-2"]), (["--scale=detector=3"], ["detector-1", "detector-2", "detector-3"])],
+    ids=["as the variable says", "as the command says"],
+)
+def test_a_later_up_keeps_the_number(compose: list[str], words: list[str], expected: list[str]):
+    """A dry run: it asks the engine what there is, and says what it would create."""
+    if subprocess.run([compose[0], "info"], capture_output=True).returncode:
+        pytest.skip("no Docker engine answers")
+    dry = [*compose, "--project-name=arb-dry", "--env-file=/dev/null", "--dry-run"]
+    up = ["up", "--no-start", "--no-deps", "--pull=never", *words, "detector"]
+    done = subprocess.run([*dry, *up], capture_output=True, text=True, env={**os.environ, "DETECTORS": "2"})
+    assert done.returncode == 0, done.stderr
+    assert sorted(re.findall(r"Container arb-dry-(\S+)  Created", done.stderr)) == expected
 
 
 @pytest.mark.parametrize("files", [["docker-compose.yml"], ["docker-compose.yml", "docker-compose.single.yml"]])

@@ -5,6 +5,7 @@ What needs helm or kubeconform runs where they are on the PATH or in the cache: 
 
 import json
 import os
+import re
 import subprocess
 from collections.abc import Callable, Iterator
 from decimal import Decimal
@@ -45,7 +46,8 @@ def test_generated_resources_are_those_of_the_tables(file: Path) -> None:
 
 
 def test_every_topic_and_user_is_a_resource_of_the_cluster() -> None:
-    made = [found for text in kubernetes.generated().values() for found in yaml.safe_load_all(text)]
+    texts = [text for file, text in kubernetes.generated().items() if file.parent == kubernetes.RESOURCES]
+    made = [found for text in texts for found in yaml.safe_load_all(text)]
     names = {
         kind: [one["metadata"]["name"] for one in made if one["kind"] == kind] for kind in ("KafkaTopic", "KafkaUser")
     }
@@ -433,6 +435,50 @@ def test_a_decider_remembers_what_it_spent(rendered: Callable[[str], list[Object
     assert kept["spec"]["persistentVolumeClaimRetentionPolicy"] == {"whenScaled": "Retain", "whenDeleted": "Retain"}
     (lost,) = of_kind(rendered("open"), "StatefulSet")
     assert "volumeClaimTemplates" not in lost["spec"]
+
+
+def relabelled(rules: list[Object], labels: dict[str, str]) -> dict[str, str]:
+    """As Prometheus rewrites a target's labels (action "replace")."""
+    found = {
+        f"__meta_kubernetes_pod_label_{re.sub(r'[^a-zA-Z0-9_]', '_', key)}": value for key, value in labels.items()
+    }
+    for rule in rules:
+        source = ";".join(found.get(label, "") for label in rule["sourceLabels"])
+        if match := re.fullmatch(rule.get("regex", "(.*)"), source):
+            found[rule["targetLabel"]] = match.expand(re.sub(r"\$(\d)", r"\\\1", rule.get("replacement", "$1")))
+    return found
+
+
+@pytest.mark.parametrize("variant", ["everything", "simulator"])
+def test_pods_are_scraped_under_the_names_that_the_rules_ask_for(
+    rendered: Callable[[str], list[Object]], variant: str
+) -> None:
+    (monitor,) = of_kind(rendered(variant), "PodMonitor")
+    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+    hosts: dict[str, list[str]] = {}
+    for one in of_kind(rendered(variant), *WORK):
+        labels = dict(one["spec"]["template"]["metadata"]["labels"])
+        if one["kind"] == "StatefulSet":
+            labels["apps.kubernetes.io/pod-index"] = "0"  # Kubernetes' own
+        assert selects(monitor["spec"]["selector"], labels)
+        host = relabelled(endpoint["relabelings"], labels)["host"]
+        hosts.setdefault(labels[monitor["spec"]["jobLabel"]], []).append(host)
+    one_each = [f"collector-{name}" for name in ("binance", "bybit", "coinbase")]
+    if variant == "everything":
+        collectors = [*one_each, "collector-kraken-1", "collector-kraken-2"]
+        assert hosts == {"collector": collectors, "detector": ["detector"], "decider": ["decider-0"]}
+    else:
+        assert hosts.keys() == {"collector", "detector", "decider", "simulator"}
+        assert hosts["collector"] == [*one_each, "collector-kraken", "collector-okx"]
+
+
+def test_the_alerts_are_those_of_prometheus(rendered: Callable[[str], list[Object]]) -> None:
+    (made,) = of_kind(rendered("everything"), "PrometheusRule")
+    expected = [
+        group for file in sorted(kubernetes.RULES.glob("*.yml")) for group in yaml.safe_load(file.read_text())["groups"]
+    ]
+    assert made["spec"] == {"groups": expected}
+    assert not of_kind(rendered("default"), "PrometheusRule", "PodMonitor")
 
 
 def test_other_settings_roll_the_pods_and_the_same_do_not(helm: Path) -> None:

@@ -1,5 +1,6 @@
 """What is watched exists, means what the rules take it for, and is explained; every alert fires for its fault alone."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -21,7 +22,12 @@ from tools.dashboards import FOLDER, WIDTH, dashboards
 ROOT = Path(__file__).parents[2]
 PROMETHEUS = ROOT / "deploy" / "prometheus"
 PAGE = ROOT / "docs" / "monitoring.md"
-IMAGE = "prom/prometheus:latest"
+COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+IMAGES = [
+    COMPOSE["prometheus"]["image"].removeprefix("${PROMETHEUS_IMAGE:-").removesuffix("}"),
+    "prom/prometheus:latest",
+]
+"""The one that runs, else any that is here."""
 
 TARGET = {"job", "host", "instance"}
 """Labels that Prometheus gives every series: deploy/prometheus/prometheus.yml."""
@@ -232,17 +238,22 @@ def test_every_alert_is_seen_firing_with_the_labels_that_its_text_names():
             assert named <= labels, f"{name}: {named - labels}"
 
 
-def _promtool(*words: str) -> subprocess.CompletedProcess[str]:
-    """promtool with `words`, in deploy/prometheus: this machine's, or that of a local image. Skips without both."""
+def _promtool(*words: str, folder: Path = PROMETHEUS) -> subprocess.CompletedProcess[str]:
+    """promtool with `words`, in `folder`: this machine's, or that of a local image. Skips without both."""
     if shutil.which("promtool"):
         command = ["promtool", *words]
     else:
         docker = shutil.which("docker")
-        if docker is None or subprocess.run([docker, "image", "inspect", IMAGE], capture_output=True).returncode != 0:
-            pytest.skip(f"no promtool (Debian: prometheus), and no Docker with the image {IMAGE}")
-        mounts = ["--network=none", "--volume", f"{PROMETHEUS}:/prometheus-rules:ro", "--workdir=/prometheus-rules"]
-        command = [docker, "run", "--rm", "--interactive", *mounts, "--entrypoint=promtool", IMAGE, *words]
-    return subprocess.run(command, cwd=PROMETHEUS, capture_output=True, text=True, timeout=300)
+        here = [
+            image
+            for image in IMAGES
+            if docker and subprocess.run([docker, "image", "inspect", image], capture_output=True).returncode == 0
+        ]
+        if docker is None or not here:
+            pytest.skip(f"no promtool (Debian: prometheus), and no Docker with the image {' or '.join(IMAGES)}")
+        mounts = ["--network=none", "--volume", f"{folder}:/rules:ro", "--workdir=/rules", "--user", str(os.getuid())]
+        command = [docker, "run", "--rm", *mounts, "--entrypoint=promtool", here[0], *words]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
 
 
 def test_rules_and_settings_are_valid():
@@ -357,11 +368,8 @@ def test_queries_of_dashboards_are_promql(tmp_path):
         for name, value in filled.items():
             expression = expression.replace(name, value)
         found.append({"record": f"query:number:{len(found)}", "expr": expression})
-    text = yaml.safe_dump({"groups": [{"name": "queries", "rules": found}]})
-    if shutil.which("promtool") is None:
-        pytest.skip("no promtool (Debian: prometheus)")
-    (tmp_path / "queries.yml").write_text(text)
-    done = _promtool("check", "rules", "--lint=none", str(tmp_path / "queries.yml"))
+    (tmp_path / "queries.yml").write_text(yaml.safe_dump({"groups": [{"name": "queries", "rules": found}]}))
+    done = _promtool("check", "rules", "--lint=none", "queries.yml", folder=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -235,8 +235,9 @@ def test_an_assignment_that_splits_a_coin_is_refused():
         kafka.co_partitioned([*both, (names[0], 3)], names)
 
 
-def test_it_has_caught_up_when_it_judges_by_new_ticks(parts, tick, monkeypatch):
-    detector, _, clock, _, _ = parts
+def test_it_has_caught_up_when_it_judges_by_new_ticks(configured, tick, monkeypatch):
+    clock, steady = Clock(T0), Clock(0)
+    detector = Detector(Engine(configured), Out(), list, lambda rec, error: None, clock, steady=steady)
     monkeypatch.setattr("services.detector.service.time.time", lambda: clock.at_ms / 1000)
     assert detector.caught_up() == (True, "has read all ticks")
     detector.on_owned(frozenset(range(16)))
@@ -248,6 +249,16 @@ def test_it_has_caught_up_when_it_judges_by_new_ticks(parts, tick, monkeypatch):
     assert not detector.caught_up()[0], "what every detector reads says nothing of its own ticks"
     detector.take([record(tick("kraken", "BTC-USD", 101.0, 101.1, T0 + 19_990), T0 + 19_990)])
     assert detector.caught_up() == (True, "reads ticks that are 10 ms old")
+    detector.take([record(tick("kraken", "BTC-USD", 101.0, 101.1, T0 + 10_000), T0 + 10_000)])
+    for at_ms in (0, 999):
+        steady.at_ms = at_ms
+        detector.take([])
+        assert detector.caught_up() == (False, "reads ticks that are 10 s old"), "the next ones are on their way"
+    detector.take([record(tick("kraken", "BTC-USD", 101.0, 101.1, T0 + 10_001), T0 + 10_001)])
+    steady.at_ms = 5000
+    detector.take([])
+    assert not detector.caught_up()[0], "the second begins with the first empty read"
+    steady.at_ms = 6000
     detector.take([])
     assert detector.caught_up() == (True, "has read all ticks")
 

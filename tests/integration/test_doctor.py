@@ -145,7 +145,8 @@ async def test_ticks_that_are_not_there_stale_or_live(own):
 
 def test_the_command_ends_three_where_no_broker_answers_and_says_what_to_do(own):
     here = {"ARB_KAFKA_SERVERS": own.kafka.servers}
-    there = arb("doctor", "--only", "kafka,topics", "--timeout", "30", "--json", **here)
+    with_protocol = {"ARB_KAFKA_SERVERS": f"PLAINTEXT://{own.kafka.servers}"}  # as the client takes it, too
+    there = arb("doctor", "--only", "kafka,topics", "--timeout", "30", "--json", **with_protocol)
     assert there.returncode == 0, there.stdout + there.stderr
     assert json.loads(there.stdout)["ok"]
     own.stop()

@@ -31,7 +31,7 @@ def test_each_topic_is_written_by_whom_the_table_of_topics_says():
     for topic in topics.TOPICS:
         named = topic.written_by.replace(" ", "-")
         wanted = COLLECTORS if named == "collector" else {named}
-        assert who("Write", "topic", topic.name) - {"operator", "replay"} == wanted, topic.name
+        assert who("Write", "topic", topic.name) - {"dlq", "replay"} == wanted, topic.name
     assert set(acls.EVENTS) == {rule.name for rule in acls.rules([BY_NAME["replay"]]) if rule.operation == "Write"}
 
 
@@ -56,10 +56,15 @@ def test_no_rule_gives_rights_away_or_reads_or_writes_more_than_named_topics():
             assert rule.name in {topic.name for topic in topics.TOPICS}
 
 
-def test_the_operator_writes_only_what_sending_dead_letters_again_takes():
-    written = {rule.name for rule in acls.rules([BY_NAME["operator"]]) if rule.operation == "Write"}
+def test_only_who_sends_dead_letters_again_writes_what_others_write_and_reads_no_more_than_them():
+    rules = list(acls.rules([BY_NAME["dlq"]]))
     sources = [*topics.tick_topics(), topics.FX_RATES, topics.OPPORTUNITIES]
-    assert written == {*sources, *(topics.dlq(name) for name in sources)}
+    dead = {topics.dlq(name) for name in sources}
+    assert {rule.name for rule in rules if rule.operation == "Write"} == {*sources, *dead}
+    assert {rule.name for rule in rules if rule.operation == "Read"} == dead
+    assert "dlq" in who("Describe", "group", "dlq-1")
+    assert who("Write", "topic", topics.ticks("kraken")) == {"collector-kraken", "dlq"}
+    assert not [rule for rule in acls.rules([BY_NAME["operator"]]) if rule.operation == "Write"]
 
 
 def test_the_groups_are_those_of_the_services():

@@ -7,6 +7,7 @@ from shared.errors import BrokerUnavailable, TopicMismatch
 from shared.kafka import CoAssignment
 from shared.settings import KafkaSettings
 
+NOBODY = "127.0.0.1:1"
 NAMES = topics.tick_topics(["binance", "kraken"])
 OF_THE_BROKER = {"partition.assignment.strategy", "session.timeout.ms", "heartbeat.interval.ms"}
 MEMBERS = [kafka.tick_consumer, kafka.event_consumer, kafka.share_consumer]
@@ -72,7 +73,7 @@ def test_the_new_protocol_may_hand_over_in_steps_but_not_for_long():
 
 
 def test_what_is_not_delivered_is_not_confirmed():
-    config = kafka.event_producer(KafkaSettings(servers="127.0.0.1:1"), "test")
+    config = kafka.event_producer(KafkaSettings(servers=NOBODY), "test")
     publisher = kafka.Publisher({**config, "delivery.timeout.ms": 200}, drop_when_full=False)
     publisher.publish(topics.OPPORTUNITIES, "BTC", b"{}")
     with pytest.raises(BrokerUnavailable, match="did not take a message"):
@@ -81,3 +82,40 @@ def test_what_is_not_delivered_is_not_confirmed():
     with pytest.raises(BrokerUnavailable, match=topics.OPPORTUNITIES):
         publisher.confirm()
     publisher.close(0.1)
+
+
+def test_what_is_not_delivered_is_counted_and_told_also_to_who_asked_to_be_told():
+    lost = kafka.metrics.EVENTS_LOST.labels(topic="ai-trading-decisions")
+    before, told = lost._value.get(), []
+    config = kafka.event_producer(KafkaSettings(servers=NOBODY), "test")
+    publisher = kafka.Publisher({**config, "delivery.timeout.ms": 200}, drop_when_full=False)
+    publisher.publish("ai-trading-decisions", "BTC", b"{}", None, told.append)
+    assert publisher.flush(10.0) == 0
+    publisher.close(1.0)
+    assert [error.name() for error in told] == ["_MSG_TIMED_OUT"]
+    assert lost._value.get() == before + 1
+    assert "ai-trading-decisions" in (publisher.trouble() or "")
+
+
+def test_what_the_client_does_not_take_is_one_clear_error():
+    publisher = kafka.Publisher(kafka.event_producer(KafkaSettings(servers=NOBODY), "test"), drop_when_full=False)
+    with pytest.raises(BrokerUnavailable, match=r"did not take a message for a: .*too large"):
+        publisher.publish("a", None, bytes(2_000_000))
+    publisher.close(0.1)
+
+
+def test_a_dead_letter_always_fits_into_a_record():
+    class Out:
+        def publish(self, topic, key, value, headers, on_delivery):
+            self.sent = (topic, key, value, dict(headers))
+
+    out, value = Out(), bytes(1_048_000)
+    record = kafka.Record("fx-rates", 0, 7, b"k", value, 0, [("mine", b"1")])
+    kafka.dead_letter(out, record, group="g", stage="decode", error=ValueError("x"))
+    topic, key, cut, headers = out.sent
+    assert (topic, key, len(cut)) == ("fx-rates.dlq", b"k", kafka.MOST_DEAD_BYTES)
+    assert headers["__dlq.cut"] == b"1048000"
+    assert headers["mine"] == b"1"
+    kafka.dead_letter(out, record._replace(value=b"{"), group="g", stage="decode", error=ValueError("x"))
+    assert out.sent[2] == b"{"
+    assert "__dlq.cut" not in out.sent[3]

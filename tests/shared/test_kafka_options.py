@@ -2,6 +2,9 @@
 
 import json
 import logging
+import os
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -79,3 +82,46 @@ def test_a_certificate_that_is_not_there_is_named(tmp_path):
     with pytest.raises(SettingsError, match=r"kafka\.options: ssl\.ca\.location: there is no .*ca\.pem"):
         found.client_options()
     assert KafkaSettings(servers="b:1", options={"ssl.ca.location": "probe"}).client_options()
+    for place in (tmp_path, Path(__file__)):
+        assert KafkaSettings(servers="b:1", options={"ssl.ca.location": str(place)}).client_options()
+
+
+def test_a_certificate_that_we_may_not_read_is_one_line_with_the_reason():
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder, "closed", "ca.pem")
+        place.parent.mkdir()
+        place.write_text("")
+        place.parent.chmod(0)
+        found = KafkaSettings(servers="b:1", options={"ssl.ca.location": str(place)})
+        root = os.geteuid() == 0
+        if root:
+            os.seteuid(65534)
+        try:
+            with pytest.raises(SettingsError, match=r"^kafka\.options: ssl\.ca\.location: .*: Permission denied$"):
+                found.client_options()
+        finally:
+            if root:
+                os.seteuid(0)
+            place.parent.chmod(0o700)
+    found = KafkaSettings(servers="b:1", options={"ssl.key.location": "x" * 5000})
+    with pytest.raises(SettingsError, match=r"x: File name too long$"):
+        found.client_options()
+
+
+@pytest.mark.parametrize("where", ["options", "option_files"])
+def test_nobody_takes_away_what_readiness_rests_on(where):
+    with pytest.raises(SettingsError, match=r"^statistics\.interval\.ms: is ours, .* take it out$"):
+        KafkaSettings.of("b:1", {"statistics.interval.ms": 0})
+    with pytest.raises(ValueError, match=r"statistics\.interval\.ms: is ours"):
+        KafkaSettings.model_validate({"servers": "b:1", where: {"statistics.interval.ms": "60000"}})
+
+
+def test_a_password_that_is_a_word_is_blacked_out_unless_it_is_too_short(tmp_path):
+    file = tmp_path / "password"
+    file.write_text("Quetzalcoatl\n")
+    KafkaSettings(servers="b:1", option_files={"ssl.key.password": file}).client_options()
+    KafkaSettings(servers="b:1", options={"sasl.password": "Xipetotec"})
+    assert secrets.redact("Quetzalcoatl, Xipetotec") == f"{secrets.MASK}, {secrets.MASK}"
+    file.write_text("Chaac")
+    KafkaSettings(servers="b:1", option_files={"sasl.password": file}).client_options()
+    assert secrets.redact("Chaac") == "Chaac"

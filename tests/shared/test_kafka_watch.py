@@ -49,9 +49,40 @@ def test_lag_is_from_what_was_stored_to_the_end_and_partition_minus_one_is_none(
     assert value("arb_consumer_lag_messages", topic=TOPIC) == (5 - 1) + (3 - 1) + 0 + (3 - 1) + (4 - 1) + (7 - 3) + 3
     assert value("arb_consumer_partitions", topic=TOPIC) == 8
     assert value("arb_consumer_rebalances_total", client="c1") == 1
-    assert (statistics.joined, statistics.partitions, statistics.lag) == (True, 8, 18)
+    assert (statistics.joined, statistics.partitions) == (True, 8)
     assert statistics.assignment() == (True, "8 partitions")
     assert value("arb_kafka_queue_messages", client="c1") is None
+
+
+def test_a_partition_of_which_nothing_is_known_is_left_out_and_lag_without_any_is_none():
+    statistics, found = Statistics("c8"), recorded("consumer")
+    places = found["topics"][TOPIC]["partitions"]
+    places["0"]["hi_offset"] = -1001
+    places["1"] |= {"stored_offset": -1001, "committed_offset": -1001, "next_offset": -1001}
+    statistics.take(found)
+    assert value("arb_consumer_lag_messages", topic=TOPIC) == 0 + (3 - 1) + (4 - 1) + (7 - 3) + 3
+    for place in places.values():
+        place["hi_offset"] = -1001
+    statistics.take(found)
+    assert value("arb_consumer_lag_messages", topic=TOPIC) is None
+    assert value("arb_consumer_partitions", topic=TOPIC) == 8
+
+
+def test_what_was_not_measured_lately_is_not_shown_until_it_is_again():
+    statistics, found = Statistics("c9"), recorded("consumer")
+    statistics.take(found)
+    assert value("arb_kafka_rtt_ms", client="c9", quantile="0.99") is not None
+    away = copy.deepcopy(found)
+    for broker in away["brokers"].values():
+        broker["rtt"]["cnt"] = 0
+    for _ in range(2):
+        statistics.take(away)
+        assert value("arb_kafka_rtt_ms", client="c9", quantile="0.5") is None
+        assert value("arb_kafka_rtt_ms", client="c9", quantile="0.99") is None
+        assert value("arb_consumer_lag_messages", topic=TOPIC) is None
+    statistics.take(found)
+    assert value("arb_kafka_rtt_ms", client="c9", quantile="0.99") is not None
+    assert value("arb_consumer_lag_messages", topic=TOPIC) == 18
 
 
 def test_what_was_given_away_in_a_rebalance_is_not_counted_any_more():

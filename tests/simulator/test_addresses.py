@@ -73,6 +73,27 @@ def test_a_simulator_writes_its_own_file_again_and_no_other(file: Path):
     assert file.read_text() == "# Live public feeds\n"
 
 
+def test_a_key_that_is_not_the_simulated_models_stays_as_it_is_and_is_not_shown(file: Path):
+    loaded, key = settings.load(settings.default_file()), file.with_suffix(".key")
+    for content in (b"sk-0123456789abcdef0123456789\n", b"\xff"):
+        key.write_bytes(content)
+        with pytest.raises(SettingsError, match=r"feeds\.key holds another key") as caught:
+            addresses.write(file, loaded, SERVED, MODELS)
+        assert "0123456789" not in str(caught.value)
+        assert key.read_bytes() == content
+        assert not file.exists()
+    with pytest.raises(SettingsError, match=r"name it \.toml"):
+        addresses.write(key, loaded, SERVED, MODELS)
+    assert [path.name for path in file.parent.iterdir()] == ["feeds.key"]
+
+
+def test_a_file_that_is_no_text_is_no_file_of_a_simulator(file: Path):
+    file.write_bytes(b"\xff\xfe\nmore")
+    with pytest.raises(SettingsError, match=r"is no file of a simulator .* begins with '\ufffd\ufffd'"):
+        addresses.write(file, settings.load(settings.default_file()), SERVED, MODELS)
+    assert file.read_bytes() == b"\xff\xfe\nmore"
+
+
 def test_a_file_that_cannot_be_written_is_named(file: Path):
     with pytest.raises(SettingsError, match=r"--settings .*nowhere.*No such file"):
         addresses.write(file.parent / "nowhere" / "feeds.toml", settings.load(settings.default_file()), SERVED, MODELS)

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from shared.errors import DependencyMissing
+
 MARK = "arbchaos"
 
 
@@ -18,11 +20,11 @@ class NotHere(Exception):
     """This machine does not let us; the text says why. The scenario is skipped."""
 
 
-def _run(*words: str) -> None:
+def _run(*words: str, error: type[Exception] = NotHere) -> None:
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         last = (done.stderr or done.stdout).strip().splitlines()
-        raise NotHere(f"`{' '.join(words)}`: {last[-1] if last else f'exit {done.returncode}'}")
+        raise error(f"`{' '.join(words)}`: {last[-1] if last else f'exit {done.returncode}'}")
 
 
 def _need(program: str) -> None:
@@ -119,11 +121,21 @@ class Namespace:
         return ("ip", "netns", "exec", self.name)
 
     def cut(self) -> None:
-        """Pull the cable to Kafka: what is sent goes nowhere, and no connection is told."""
-        _run("ip", "-n", self.name, "link", "set", self.kafka.inner, "down")
+        """Pull the cable to Kafka: what is sent goes nowhere, and no connection is told.
+
+        Raises:
+            DependencyMissing: it could not be pulled; the scenario has failed.
+        """
+        self._set("down")
 
     def mend(self) -> None:
-        _run("ip", "-n", self.name, "link", "set", self.kafka.inner, "up")
+        """Raises:
+        DependencyMissing: it could not be put back.
+        """
+        self._set("up")
+
+    def _set(self, state: str) -> None:
+        _run("ip", "-n", self.name, "link", "set", self.kafka.inner, state, error=DependencyMissing)
 
 
 @contextlib.contextmanager

@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.table import Table
 
 from tools.chaos.ledger import Accounts
-from tools.chaos.stage import KILLED, Member, Recovery, Stage
+from tools.chaos.stage import KILLED, Recovery, Stage
 
-MOST_MIB = 256
-"""A service's limit in docker-compose.yml."""
+MOST_MIB = {"collector": 256, "detector": 512, "decider": 512}
+"""Limits in docker-compose.yml, by what a service's name begins with."""
 
 BACK_S = 60.0
 """So long after a fault has ended everything must be as before."""
@@ -55,8 +55,8 @@ class Result:
         return {**dataclasses.asdict(self), "ok": self.ok()}
 
 
-def judge(result: Result, stage: Stage, accounts: Accounts, uncommitted: int) -> None:
-    """Fill the result in, with every check."""
+def judge(result: Result, stage: Stage, accounts: Accounts, uncommitted: int | None) -> None:
+    """Fill the result in, with every check. `uncommitted` is None where the brokers did not say."""
     result.accounts = accounts
 
     def none(what: str, found: Sequence[object] | int, words: str = "") -> None:
@@ -73,25 +73,22 @@ def judge(result: Result, stage: Stage, accounts: Accounts, uncommitted: int) ->
     none("opportunities invented while nothing was broken", invented)
     none("decisions whose copies say something else", accounts.contradictions)
     none("records that cannot be read, dead letters", accounts.undecodable + accounts.dead_letters)
-    none("messages not committed by the deciders at the end", uncommitted)
+    behind = "not known" if uncommitted is None else str(uncommitted)
+    result.checks.append(Check("messages not committed by the deciders at the end", "0", behind, uncommitted == 0))
     for what, count in stage.musts:
         none(what, count)
     late = max((one.steady_s for one in result.recoveries), default=0.0)
     most_s = BACK_S * stage.patience
     result.checks.append(Check("longest until all was as before", f"{most_s:g} s", f"{late:.1f} s", late < most_s))
-    own = [f"{m.name} {code} ({words})" for m in stage.members.values() for code, words in _own_ends(m)]
+    own = [f"{m.name} {code} ({words})" for m in stage.members.values() for code, words in m.own_ends]
     none("services that ended by themselves", own)
     none("services that did not stop well", stage.problems)
-    most = max(stage.members.values(), key=lambda member: member.peak_kib)
-    peak = most.peak_kib // 1024
-    result.checks.append(
-        Check("most memory of a service", f"{MOST_MIB} MiB", f"{peak} MiB, {most.name}", peak < MOST_MIB)
-    )
-
-
-def _own_ends(member: Member) -> list[tuple[str, str]]:
-    ends = [code for code in member.ends[:-1] if code != KILLED]
-    return list(zip(ends, member.last_words, strict=True))
+    for kind, most_mib in MOST_MIB.items():
+        most = max((m for m in stage.members.values() if m.name.startswith(kind)), key=lambda member: member.peak_kib)
+        peak = most.peak_kib // 1024
+        result.checks.append(
+            Check(f"most memory of a {kind}", f"{most_mib} MiB", f"{peak} MiB, {most.name}", peak < most_mib)
+        )
 
 
 def members(stage: Stage) -> list[dict[str, Any]]:
@@ -100,7 +97,7 @@ def members(stage: Stage) -> list[dict[str, Any]]:
         {
             "service": member.name,
             "killed": member.ends.count(KILLED),
-            "ended by itself": len(member.last_words),
+            "ended by itself": len(member.own_ends),
             "exit codes": ", ".join(code for code in member.ends if code != KILLED),
             "peak MiB": member.peak_kib // 1024,
         }

@@ -7,12 +7,15 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from confluent_kafka import KafkaException
+
+from services.cli.jars import Unsuitable
 from shared.errors import ArbiterError
 from tools.chaos import ledger, report
 from tools.chaos.machine import NotHere
 from tools.chaos.report import Result
 from tools.chaos.scenarios import Scenario, Settings
-from tools.chaos.stage import Late, Stage, Tell
+from tools.chaos.stage import Stage, Tell
 
 STEADY = 12
 """Opportunities that must be decided before a fault, and again after it."""
@@ -39,19 +42,24 @@ def run(
     result, began = Result(scenario.name), time.monotonic()
     with _folder(scenario.name, logs) as folder:
         try:
-            with scenario.prepare(folder) as (plan, strike):
-                with Stage(plan, libs, folder, settings.seed, tell, patient=settings.patient) as stage:
-                    try:
-                        _act(result, stage, strike, settings, steady)
-                    finally:
-                        result.recoveries = stage.recoveries
-                        result.notes = stage.notes
-                        result.members = report.members(stage)
-                        result.brokers_mib = {name: kib // 1024 for name, kib in stage.brokers_kib.items()}
-        except NotHere as reason:
-            result.skipped = str(reason)
-        except ArbiterError as error:
-            result.failed = str(error)
+            with contextlib.ExitStack() as stack:
+                try:
+                    plan, strike = stack.enter_context(scenario.prepare(folder))
+                except NotHere as reason:
+                    result.skipped = str(reason)
+                    return result
+                stage = stack.enter_context(Stage(plan, libs, folder, settings.seed, tell, patient=settings.patient))
+                try:
+                    _act(result, stage, strike, settings, steady)
+                finally:
+                    result.recoveries = stage.recoveries
+                    result.notes = stage.notes
+                    result.members = report.members(stage)
+                    result.brokers_mib = {name: kib // 1024 for name, kib in stage.brokers_kib.items()}
+        except Unsuitable:
+            raise
+        except Exception as error:  # whatever it was: the other scenarios must still run
+            result.failed = _words(error)
         result.seconds = time.monotonic() - began
         shutil.rmtree(folder / "brokers", ignore_errors=True) if result.ok() else None
         if not result.ok() and logs is None:
@@ -67,10 +75,13 @@ def _act(
         result.before = _steady(stage, "steady, before", steady)
         strike(stage, settings)
         result.after = _steady(stage, "steady, after", steady)
-    except Late as late:  # what was lost by then is still to be told
-        result.failed = str(late)
+    except (ArbiterError, KafkaException, TimeoutError) as error:  # what was lost by then is still to be told
+        result.failed = _words(error)
     records = stage.finish()
-    uncommitted = stage.lag("decider")
+    try:
+        uncommitted = stage.lag("decider")
+    except (KafkaException, TimeoutError):
+        uncommitted = None
     accounts = ledger.settle(
         records,
         stage.watch.places(),
@@ -82,6 +93,10 @@ def _act(
     )
     result.recoveries = stage.recoveries
     report.judge(result, stage, accounts, uncommitted)
+
+
+def _words(error: Exception) -> str:
+    return str(error) if isinstance(error, ArbiterError) else f"{type(error).__name__}: {error}"
 
 
 def _steady(stage: Stage, doing: str, count: int) -> dict[str, float]:

@@ -95,6 +95,7 @@ class Member:
 
     Attributes:
         ends: How each process ended: "killed" by us, else its exit code.
+        own_ends: Those that we did not bring about: exit code and last words.
         peak_kib: The most memory that one of them had (VmHWM).
     """
 
@@ -103,7 +104,7 @@ class Member:
     environment: dict[str, str]
     process: subprocess.Popen[bytes] | None = None
     ends: list[str] = field(default_factory=list)
-    last_words: list[str] = field(default_factory=list)
+    own_ends: list[tuple[str, str]] = field(default_factory=list)
     peak_kib: int = 0
     killed: bool = False
     again_at: float = 0.0
@@ -242,6 +243,11 @@ class Stage:
         """
         self.cluster.up(START_S * self.patience)
         brokers.apply_topics(self.cluster.kafka, brokers=self.plan.nodes)
+        end = time.monotonic() + START_S * self.patience
+        while words := self._unknown():
+            if time.monotonic() > end:
+                raise Late(f"topics: {'; '.join(words)}")
+            time.sleep(STEP_S)
         self._admin: AdminClient = brokers.admin(self.cluster.kafka)
         self.watch = Watch(self.cluster.kafka)
         self._stack.callback(self.watch.close)
@@ -304,10 +310,12 @@ class Stage:
         self._measure()
         self.problems += self._services.stop(*names)
         for name in names:
-            if (member := self.members.get(name)) is not None and member.process is not None:
+            if (member := self.members.get(name)) is None:
+                continue
+            member.again_at = float("inf")  # also of one that is down now: it must not come back
+            if member.process is not None:
                 member.ends.append(str(member.process.returncode))
                 member.process = None
-                member.again_at = float("inf")
 
     def truth(self) -> list[dict[str, Any]]:
         """The simulator's log; whole once it has stopped."""
@@ -346,7 +354,7 @@ class Stage:
         if member.process is not None and member.process.poll() is not None:
             member.ends.append(KILLED if member.killed else str(member.process.returncode))
             if not member.killed:
-                member.last_words.append(self._services.last_words(member.name))
+                member.own_ends.append((member.ends[-1], self._services.last_words(member.name)))
             self._services.stop(member.name)
             member.process, member.again_at = None, now + member.wait_s
             member.wait_s = min(2 * member.wait_s, AGAIN_S[1])
@@ -423,6 +431,20 @@ class Stage:
                 return [f"group {group}: {found} of {count} members" if found >= 0 else f"group {group} is not stable"]
         return [] if self.watch.decided_since(since_ns) else ["no new opportunity is decided"]
 
+    def _unknown(self) -> list[str]:
+        """Brokers that do not know all topics yet: one has said so, and on a busy machine others learn it later."""
+        wanted = {topic.name for topic in topics.TOPICS}
+        late = []
+        for server in self.cluster.kafka.servers.split(","):
+            asked = brokers.admin(self.cluster.kafka.model_copy(update={"servers": server}))
+            try:
+                missing = wanted - asked.list_topics(timeout=5.0).topics.keys()
+            except KafkaException as error:
+                late.append(f"broker {server}: {error.args[0].str()}")
+            else:
+                late += [f"broker {server} knows nothing yet of {len(missing)} topics"] if missing else []
+        return late
+
     def _uncopied(self) -> list[str]:
         """Brokers that are away, and partitions that are not on all their brokers."""
         try:
@@ -450,13 +472,25 @@ class Stage:
         return len(found.members) if found.state == ConsumerGroupState.STABLE else -1
 
     def _lag(self, group: str) -> list[str]:
-        """What a group has not committed yet."""
+        """What a group of ours has not committed yet."""
         try:
-            behind = self.lag(group)
+            ends = self.ends(*self._read_by(group))
+        except KafkaException as error:
+            return [f"offsets: {error}"]
+        return self.uncommitted(group, ends)
+
+    def uncommitted(self, group: str, ends: Mapping[tuple[str, int], int]) -> list[str]:
+        """What a group has not committed of what is before `ends`."""
+        try:
+            behind = self.behind(group, ends)
         except (KafkaException, TimeoutError) as error:
             self._renew()
             return [f"offsets: {error}"]
         return [f"{behind} messages are not committed by {group}"] if behind else []
+
+    @staticmethod
+    def _read_by(group: str) -> Sequence[str]:
+        return (topics.OPPORTUNITIES,) if group == "decider" else topics.tick_topics(EXCHANGES)
 
     def lag(self, group: str) -> int:
         """Messages that a group has not committed.
@@ -464,20 +498,35 @@ class Stage:
         Raises:
             KafkaException, TimeoutError: no answer.
         """
-        ours = (topics.OPPORTUNITIES,) if group == "decider" else topics.tick_topics(EXCHANGES)
-        count = topics.EVENT_PARTITIONS if group == "decider" else topics.TICK_PARTITIONS
-        places = [TopicPartition(name, number) for name in ours for number in range(count)]
-        asked = [ConsumerGroupTopicPartitions(group, places)]
-        committed = self._admin.list_consumer_group_offsets(asked, request_timeout=5.0)[group].result(5.0)
+        return self.behind(group, self.ends(*self._read_by(group)))
+
+    def ends(self, *names: str) -> dict[tuple[str, int], int]:
+        """Where the partitions of these topics end now.
+
+        Raises:
+            KafkaException: no answer.
+        """
         spare = Consumer(kafka.reader(self.cluster.kafka, "chaos"))
         try:
-            behind = 0
-            for place in committed.topic_partitions:
-                low, high = spare.get_watermark_offsets(TopicPartition(place.topic, place.partition), timeout=5.0)
-                behind += high - (place.offset if place.offset >= 0 else low)
-            return behind
+            return {
+                (name, number): spare.get_watermark_offsets(TopicPartition(name, number), timeout=5.0)[1]
+                for name in names
+                for number in range(topics.TICK_PARTITIONS if name in topics.tick_topics() else topics.EVENT_PARTITIONS)
+            }
         finally:
             spare.close()
+
+    def behind(self, group: str, ends: Mapping[tuple[str, int], int]) -> int:
+        """Messages before `ends` that a group has not committed; nothing has been deleted before them in such a run.
+
+        Raises:
+            KafkaException, TimeoutError: no answer.
+        """
+        asked = [ConsumerGroupTopicPartitions(group, [TopicPartition(*place) for place in ends])]
+        committed = self._admin.list_consumer_group_offsets(asked, request_timeout=5.0)[group].result(5.0)
+        return sum(
+            max(0, ends[(place.topic, place.partition)] - max(0, place.offset)) for place in committed.topic_partitions
+        )
 
     # ------------------------------------------------ what is broken
 

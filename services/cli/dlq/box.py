@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from services.cli.dlq import letters
 from services.cli.dlq.letters import CLAIMED, SENT, Box, Letter, Marker, Place, Wanted, dead_letter_topics
 from shared import cluster, kafka
-from shared.errors import ArbiterError, BrokerUnavailable
+from shared.errors import AccessRefused, ArbiterError, BrokerUnavailable
 from shared.kafka import Record
 from shared.settings import KafkaSettings
 
@@ -33,8 +33,12 @@ def read(settings: KafkaSettings, names: Sequence[str], since_ms: int = 0) -> It
     return (record for record in kafka.read_spans(config, spans, SILENCE_S) if record is not None)
 
 
-def find(settings: KafkaSettings, wanted: Wanted, since_ms: int = 0, *, values: bool = True) -> list[Letter]:
-    """The letters that are meant, with what was done with them. `since_ms`: put aside since.
+def find(settings: KafkaSettings, wanted: Wanted, since_ms: int = 0, *, values: bool = False) -> list[Letter]:
+    """The letters that are meant, with what was done with them.
+
+    Args:
+        since_ms: Put aside since.
+        values: Whether they come with their values: all of a topic may be more than memory holds.
 
     Raises:
         BrokerUnavailable, TopicMismatch: see `read`.
@@ -51,7 +55,7 @@ def one(settings: KafkaSettings, place: Place) -> Letter:
     Raises:
         ArbiterError: it is not there (any more).
     """
-    found = find(settings, Wanted(frozenset([place])))
+    found = find(settings, Wanted(frozenset([place])), values=True)
     if not found:
         raise ArbiterError(
             f"no dead letter {place}: it was deleted (they are kept for 30 days), or it never was; `arb dlq list` "
@@ -62,24 +66,29 @@ def one(settings: KafkaSettings, place: Place) -> Letter:
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """What became of a run: letters that Kafka took, and those that another run had claimed first."""
+    """What became of a run: letters that Kafka took, those that another run had claimed first, and those that were
+    deleted before they could be read again."""
 
     taken: tuple[Letter, ...]
     others: tuple[Letter, ...]
+    gone: tuple[Letter, ...] = ()
 
 
 def send(settings: KafkaSettings, chosen: Sequence[Letter], claimed: Callable[[], None] = lambda: None) -> Sent:
     """Claim the letters, send those that are ours, say so.
 
     Args:
+        chosen: With or without their values, which are read anew.
         claimed: Called between the claim and the sending.
 
     Raises:
         BrokerUnavailable: Kafka did not take it all; what is claimed and not marked as sent may have gone out.
+        AccessRefused: we may not read or write one of the topics.
     """
     run = uuid.uuid4().hex
     # A claim says which attempt it is for: of two runs that saw the same box, one wins each letter.
     attempts = {letter.place: letter.attempts + 1 for letter in chosen}
+    sending = False
     publisher = kafka.Publisher(kafka.event_producer(settings, "dlq"), drop_when_full=False)
 
     def mark(kind: str, places: Sequence[Place]) -> None:
@@ -91,21 +100,27 @@ def send(settings: KafkaSettings, chosen: Sequence[Letter], claimed: Callable[[]
     try:
         mark(CLAIMED, list(attempts))
         since_ms = min(letter.died_ms for letter in chosen) - CLOCKS_MS
-        box = Box(Wanted(frozenset(attempts)), values=False)
+        box = Box(Wanted(frozenset(attempts)))
         for record in read(settings, sorted({place.topic for place in attempts}), since_ms):
             box.take(record)
-        ours = [letter for letter in chosen if box.claims.get((letter.place, attempts[letter.place])) == run]
-        others = [letter for letter in chosen if letter not in ours]
+        present = {letter.place: letter for letter in box.letters()}
+        mine = {place for place, attempt in attempts.items() if box.claims.get((place, attempt)) == run}
+        ours = [present[place] for place in attempts if place in mine and place in present]
         claimed()
+        sending = True
         for letter in ours:
             letter.attempts = attempts[letter.place]
             publisher.publish(letter.topic, letter.key, letter.value, letters.outgoing(letter))
         publisher.confirm()
         mark(SENT, [letter.place for letter in ours])
     except BrokerUnavailable as error:
-        raise BrokerUnavailable(
-            f"{error}; some of {len(chosen)} letters may have gone out: see `arb dlq list`, where they are begun"
-        ) from None
+        words = "nothing was sent; what `arb dlq list` shows as begun goes out with --again"
+        if sending:
+            words = f"some of {len(chosen)} letters may have gone out: see `arb dlq list`, where they are begun"
+        kind = AccessRefused if isinstance(error, AccessRefused) else BrokerUnavailable
+        raise kind(f"{error}; {words}") from None
     finally:
         publisher.close(2.0)
-    return Sent(tuple(ours), tuple(others))
+    others = tuple(letter for letter in chosen if letter.place not in mine)
+    gone = tuple(letter for letter in chosen if letter.place in mine and letter.place not in present)
+    return Sent(tuple(ours), others, gone)

@@ -43,7 +43,7 @@ def list_letters(
     from services.cli.dlq import box, letters, show
 
     wanted = letters.Wanted(frozenset(), _known(topic), stage, error)
-    found = box.find(_load(config).kafka, wanted, _since_ms(since), values=False)
+    found = box.find(_load(config).kafka, wanted, _since_ms(since))
     if as_json and each:
         _print_json([show.as_value(one, value=False) for one in found])
     elif as_json:
@@ -99,7 +99,9 @@ def replay(
     topic: Topic = None,
     stage: Stage = None,
     error: Error = None,
-    limit: Annotated[int, typer.Option(help="At most so many, the oldest first.", min=1)] = 1000,
+    limit: Annotated[
+        int, typer.Option(help="At most so many, the oldest first; their values fit into memory.", min=1)
+    ] = 1000,
     yes: Annotated[bool, typer.Option("--yes", help="Send them; without it nothing is sent.")] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Also what cannot be read now, and ticks whose prices are old.")
@@ -135,6 +137,7 @@ def replay(
     chosen = chosen[:limit]
     sent = box.send(loaded.kafka, chosen) if yes and chosen else box.Sent((), ())
     refused |= {str(one.place): "another run sends it right now" for one in sent.others}
+    refused |= {str(one.place): "it was deleted just now" for one in sent.gone}
     if as_json:
         _print_json(
             {

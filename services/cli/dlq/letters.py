@@ -23,6 +23,9 @@ CLAIMED, SENT = "claimed", "sent"
 FRESH_S = 10.0
 """A detector reads back so much: an older tick has no meaning for it, and its price none for anybody."""
 
+MOST_DIGITS = 19
+"""Of a number in a record, which anybody may have written: offsets have no more, and `int` refuses thousands."""
+
 BELONGS = {"opportunity": (Opportunity,), "tick": (Book, Trade, Health), "rate": (Rate,)}
 
 
@@ -44,12 +47,18 @@ def place_of(text: str) -> Place:
         UsageError: it is none.
     """
     parts = text.split("/")
-    if len(parts) == 3 and parts[0] in dead_letter_topics() and parts[1].isdecimal() and parts[2].isdecimal():
-        return Place(parts[0], int(parts[1]), int(parts[2]))
+    if len(parts) == 3 and parts[0] in dead_letter_topics():
+        partition, offset = _whole(parts[1]), _whole(parts[2])
+        if partition is not None and offset is not None:
+            return Place(parts[0], partition, offset)
     raise UsageError(
         f"{text!r} is no id of a dead letter; it is TOPIC/PARTITION/OFFSET as `arb dlq list` prints it, with one of "
         f"{', '.join(dead_letter_topics())}"
     )
+
+
+def _whole(text: str) -> int | None:
+    return int(text) if text.isdecimal() and len(text) <= MOST_DIGITS else None
 
 
 def dead_letter_topics() -> list[str]:
@@ -66,6 +75,8 @@ class Letter:
         headers: Of the original record, and `__dlq.replayed` if it had been sent again before.
         died_ms: When it was put aside.
         attempts: How often it was claimed for sending; sent: how often Kafka is known to have taken it.
+        problem: Why the value is still not what belongs on its topic; None if it is.
+        cut: Bytes of the original value, where only its beginning was kept; else 0.
     """
 
     place: Place
@@ -84,12 +95,14 @@ class Letter:
     attempts: int = 0
     sent: int = 0
     sent_ms: int | None = None
+    problem: str | None = None
+    cut: int = 0
 
     @property
     def replays(self) -> int:
         """How often this record was sent again, as an earlier dead letter too."""
-        before = next((value for name, value in self.headers if name == REPLAYED), b"0")
-        return (int(before) if before.isdigit() else 0) + self.attempts
+        before = next((value for name, value in self.headers if name == REPLAYED), None) or b""
+        return (_whole(before.decode(errors="replace")) or 0) + self.attempts
 
 
 class Marker(NamedTuple):
@@ -106,8 +119,8 @@ def _text(headers: Mapping[str, bytes | None], name: str) -> str:
 
 
 def _number(headers: Mapping[str, bytes | None], name: str, otherwise: int) -> int:
-    text = _text(headers, name)
-    return int(text) if text.isdecimal() else otherwise
+    found = _whole(_text(headers, name))
+    return otherwise if found is None else found
 
 
 def letter_of(record: Record) -> Letter:
@@ -128,6 +141,7 @@ def letter_of(record: Record) -> Letter:
         value=record.value,
         headers=own,
         died_ms=record.timestamp_ms,
+        cut=_number(headers, "cut", 0),
     )
 
 
@@ -168,8 +182,11 @@ class Box:
         """Take in a record."""
         marker = marker_of(record)
         if marker is None:
-            letter = letter_of(record if self.values else record._replace(value=None))
+            letter = letter_of(record)
             if self.wanted.holds(letter):
+                letter.problem = decodes(letter)
+                if not self.values:
+                    letter.value = None
                 self._letters[letter.place] = letter
         elif marker.kind == CLAIMED:
             # One letter's markers lie in one partition: the first in the log wins.
@@ -209,9 +226,11 @@ def decodes(letter: Letter) -> str | None:
 
 
 def refusal(letter: Letter, now_ms: int, *, force: bool, again: bool) -> str | None:
-    """Why it is not sent, with the option that sends it all the same; None if it may go."""
+    """Why it is not sent, with the option that sends it all the same; None if it may go. Its value is not needed."""
     if letter.topic not in {topic.name for topic in topics.TOPICS} or letter.topic.endswith(".dlq"):
         return f"its topic {letter.topic or '(none)'} is none of ours"
+    if letter.cut:
+        return f"only the beginning of its {letter.cut} bytes was kept"
     if letter.attempts and not again:
         if letter.sent:
             times = "once" if letter.sent == 1 else f"{letter.sent} times"
@@ -219,8 +238,8 @@ def refusal(letter: Letter, now_ms: int, *, force: bool, again: bool) -> str | N
         return "a run began to send it and did not say that it was taken; --again sends it, perhaps twice"
     if force:
         return None
-    if (problem := decodes(letter)) is not None:
-        return f"{problem}; --force sends it all the same"
+    if letter.problem is not None:
+        return f"{letter.problem}; --force sends it all the same"
     age_s = (now_ms - letter.timestamp_ms) / 1000
     if letter.topic != topics.OPPORTUNITIES and age_s > FRESH_S:
         return f"its price is {age_s:.0f} s old and means nothing now; --force sends it all the same"

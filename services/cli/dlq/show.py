@@ -7,6 +7,7 @@ from typing import Any
 import orjson
 from rich.console import Console
 
+from services.cli.decisions.show import clean
 from services.cli.dlq import letters
 from services.cli.dlq.letters import Letter
 from shared import secrets
@@ -27,13 +28,7 @@ def text(raw: bytes | None) -> str:
     """As it can be shown: UTF-8 where it is, the other bytes escaped; no keys."""
     if raw is None:
         return "(none)"
-    return secrets.redact(printable(raw.decode("utf-8", "backslashreplace")))
-
-
-def printable(words: str) -> str:
-    """Lines stay; what would move the cursor is escaped."""
-    shown = (one if one.isprintable() or one == "\n" else one.encode("unicode_escape").decode() for one in words)
-    return "".join(shown)
+    return secrets.redact(clean(raw.decode("utf-8", "backslashreplace")))
 
 
 def pretty(raw: bytes | None) -> str:
@@ -76,7 +71,7 @@ def show_letter(console: Console, letter: Letter, *, full: bool) -> None:
         "from": f"{letter.topic}/{letter.partition}/{letter.offset}, published {moment(letter.timestamp_ms)}",
         "put aside": f"{moment(letter.died_ms)} by group {letter.group}, stage {letter.stage}",
         "why": f"{letter.error}: {letter.message}",
-        "now": letters.decodes(letter) or "decodes",
+        "now": letter.problem or "decodes",
         "state": state(letter),
         "key": text(letter.key),
     }
@@ -84,7 +79,7 @@ def show_letter(console: Console, letter: Letter, *, full: bool) -> None:
         console.print(f"{name:10} {text(words.encode())}", markup=False)
     for name, value in letter.headers:
         console.print(f"{'header':10} {text(name.encode())} = {text(value)}", markup=False)
-    console.print(f"{'value':10} {len(letter.value or b'')} bytes")
+    console.print(f"{'value':10} {len(letter.value or b'')} bytes{f', of {letter.cut}' if letter.cut else ''}")
     shown = pretty(letter.value)
     if not full and len(shown) > MOST_SHOWN:
         shown = f"{shown[:MOST_SHOWN]}\n... {len(shown) - MOST_SHOWN} more characters; --full shows all"
@@ -112,6 +107,6 @@ def as_value(letter: Letter, *, value: bool) -> dict[str, Any]:
         found |= {
             "headers": [[name, text(held)] for name, held in letter.headers],
             "value": None if letter.value is None else text(letter.value),
-            "problem": letters.decodes(letter),
+            "problem": letter.problem,
         }
     return found

@@ -30,7 +30,10 @@ def command(
     ] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Ask neither exchanges nor providers of models.")] = False,
     service: Annotated[
-        list[str] | None, typer.Option(metavar="URL", help="Also ask this service whether it is ready (repeatable).")
+        list[str] | None,
+        typer.Option(
+            metavar="URL", help="Also ask this service whether it is ready, whatever --only says (repeatable)."
+        ),
     ] = None,
     timeout: Annotated[float, typer.Option(help="Seconds for all of it.", min=1, max=300)] = 10.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")] = False,
@@ -41,8 +44,8 @@ def command(
 ) -> None:
     """What is wrong, and what mends it: settings, Kafka, ticks, exchanges, clock, keys, budget, disk. Changes nothing.
 
-    Ends 0 if nothing is wrong (there may be warnings), 1 if something is, 2 if the settings cannot be used, 3 if no
-    broker answers. docs/doctor.md explains it.
+    Ends 0 if nothing is wrong (there may be warnings), 1 if something is, 2 if the settings (those for Kafka's client,
+    too) cannot be used, 3 if no broker answers. docs/doctor.md explains it.
     """
     from services.cli.doctor import gather, here, show
 

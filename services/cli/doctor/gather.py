@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 import httpx2
 
+from services.cli.decisions.show import clean
 from services.cli.doctor import here, kafka, outside
 from services.cli.doctor.finding import Finding, Part, Result, fail, ok, skipped
 from services.cli.doctor.outside import Heard, Provider, Service, Venue
@@ -54,6 +55,10 @@ CONTACT_SHARE = 0.5
 """Of the whole time, for the first answer of a broker: the rest of Kafka's checks wait for it."""
 
 TCP_S = 2.0
+
+DOUBTFUL_S = 1.0
+"""For Kafka's client where no connection could be made: what it says counts, but it would try again and again."""
+
 TICKS_BACK_S = 2.5
 """A live book is proven every second: its state stands in the last so many seconds of ticks."""
 
@@ -63,7 +68,7 @@ REBALANCE_S = 3.0
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What to look at. `offline`: neither exchanges nor providers. `least_free`: bytes of disk."""
+    """What to look at, beside `services`. `offline`: neither exchanges nor providers. `least_free`: bytes of disk."""
 
     parts: Collection[Part] = tuple(Part)
     offline: bool = False
@@ -86,12 +91,10 @@ async def examine(
     today = datetime.datetime.now(datetime.UTC).date()
     wanted = set(asked.parts)
     found: list[Finding] = []
-    if Part.SETTINGS in wanted:
-        found += here.dates(settings, today)
-    if Part.MODELS in wanted:
-        found += here.models(settings, today)
     jobs: dict[str, tuple[Part, Awaitable[list[Finding]]]] = {}
     deadline = time.monotonic() + asked.timeout_s
+    if Part.SETTINGS in wanted:
+        jobs["settings"] = (Part.SETTINGS, in_thread(here.dates, settings, today))
     if wanted & {Part.KAFKA, Part.TOPICS, Part.GROUPS, Part.TICKS}:
         jobs["Kafka"] = (Part.KAFKA, _kafka(settings, wanted, deadline))
     if wanted & {Part.EXCHANGES, Part.CLOCK}:
@@ -100,12 +103,14 @@ async def examine(
         else:
             jobs["exchanges"] = (Part.EXCHANGES, _exchanges(settings, wanted, deadline))
     if Part.MODELS in wanted:
+        jobs["dates of models"] = (Part.MODELS, in_thread(here.models, settings, today))
         jobs["models"] = (Part.MODELS, _models(settings, environ, deadline, offline=asked.offline))
     if Part.BUDGET in wanted:
         jobs["budget"] = (Part.BUDGET, in_thread(_budget, settings, environ))
     if Part.MACHINE in wanted:
         jobs["machine"] = (Part.MACHINE, in_thread(_machine, settings, environ, asked.least_free))
-    if asked.services and Part.SERVICES in wanted:
+    if asked.services:
+        wanted.add(Part.SERVICES)
         jobs["services"] = (Part.SERVICES, _services(asked.services, deadline))
     tasks = {asyncio.ensure_future(job): (name, part) for name, (part, job) in jobs.items()}
     running = set(tasks)
@@ -113,14 +118,15 @@ async def examine(
         say([tasks[task][0] for task in tasks if task in running])
         left_s = deadline + 0.2 - time.monotonic()  # each job ends by itself in time, and says what was missing
         done, running = await asyncio.wait(running, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            found += task.result()
         if not done:
             break
-    for task in running:
-        name, part = tasks[task]
-        task.cancel()
-        found.append(fail(part, "time", f"{name}: not done within {asked.timeout_s:g} s", "a larger --timeout"))
+    for task, (name, part) in tasks.items():
+        if task in running:
+            task.cancel()
+            found.append(fail(part, "time", f"{name}: not done within {asked.timeout_s:g} s", "a larger --timeout"))
+        else:
+            error = task.exception()
+            found += task.result() if error is None else [_broken(part, name, error)]
     await asyncio.gather(*running, return_exceptions=True)
     order = list(Part)
     # The reason why the others are skipped is told even where only they were asked for.
@@ -134,9 +140,15 @@ def _redacted(finding: Finding) -> Finding:
 
 
 def _printable(text: str) -> str:
-    """Fit for a terminal, and without the number of an error that its words say, too."""
-    text = re.sub(r"\[Errno -?\d+\] ", "", text)
-    return "".join(character if character.isprintable() else " " for character in text)
+    """On one line, fit for a terminal, and without the number of an error that its words say, too."""
+    return clean(re.sub(r"\[Errno -?\d+\] ", "", text).replace("\n", " "))
+
+
+def _broken(part: Part, name: str, error: BaseException) -> Finding:
+    """For what was not foreseen: the other findings stay."""
+    words = f"{name} could not be looked at: {type(error).__name__}: {error}"
+    fix = "correct what that names; if it names nothing of yours, it is a fault of `arb doctor`: report this line"
+    return fail(part, "unforeseen", words, fix)
 
 
 async def in_thread(function: Callable[..., T], *arguments: Any) -> T:
@@ -175,21 +187,21 @@ def _left(deadline: float, least: float = 0.2) -> float:
 async def _kafka(settings: Settings, wanted: Collection[Part], deadline: float) -> list[Finding]:
     servers = settings.kafka.servers
     wait_s = min(TCP_S, _left(deadline) / 4)
-    # Kafka's client tries again and again where nobody listens; this knows at once.
+    # Only explains: whether a broker answers is for Kafka's client to say.
     listeners = await asyncio.gather(*(_listener(address.strip(), wait_s) for address in servers.split(",")))
     try:
         protocol = str(settings.kafka.client_options().get("security.protocol", "plaintext"))
+        contact_s = _left(deadline) * CONTACT_SHARE
         if all(one.problem is not None for one in listeners):
-            raise NoAnswer(servers, ())
-        look = await in_thread(cluster.look, settings.kafka, _left(deadline) * CONTACT_SHARE)
+            contact_s = min(DOUBTFUL_S, contact_s)
+        look = await in_thread(cluster.look, settings.kafka, contact_s)
     except NoAnswer as error:
         if "SSL" not in protocol.upper():
             listeners = await asyncio.gather(*(_with_tls(one, wait_s) for one in listeners))
         found = [kafka.no_contact(servers, protocol, error.said, listeners)]
-    except SettingsError as error:  # a file with a password
-        found = [fail(Part.KAFKA, "options", str(error), "see [kafka.option_files]")]
-    except Exception as error:  # librdkafka's own words about an option
-        found = [fail(Part.KAFKA, "options", f"Kafka's client: {_words(error)}", "correct [kafka.options]")]
+    except SettingsError as error:  # its words begin with the section
+        section = "kafka.option_files" if str(error).startswith("kafka.option_files") else "kafka.options"
+        found = [fail(Part.KAFKA, "options", str(error), f"correct [{section}]")]
     else:
         parts = {
             Part.KAFKA: _brokers,
@@ -208,21 +220,18 @@ async def _kafka(settings: Settings, wanted: Collection[Part], deadline: float) 
             elif isinstance(answer, ArbiterError):
                 found.append(fail(part, "answer", str(answer), "see the brokers' logs, and our rights (ACLs) there"))
             else:
-                raise answer
+                found.append(_broken(part, part.value, answer))
         return found
     return found + [
         skipped(part, "all", "no Kafka") for part in (Part.TOPICS, Part.GROUPS, Part.TICKS) if part in wanted
     ]
 
 
-def _words(error: Exception) -> str:
-    inner = error.args[0] if error.args else error
-    return str(inner.str()) if hasattr(inner, "str") else str(inner)
-
-
-async def _listener(address: str, wait_s: float) -> kafka.Listener:
+async def _listener(address: str, wait_s: float, tls: ssl.SSLContext | None = None) -> kafka.Listener:
     """Whether anything listens there."""
-    return kafka.Listener(address, await _unreachable(address, wait_s))
+    place = kafka.host_and_port(address)
+    problem = "is not of the form NAME:PORT" if place is None else await _unreachable(place, wait_s, tls)
+    return kafka.Listener(address, problem)
 
 
 async def _with_tls(listener: kafka.Listener, wait_s: float) -> kafka.Listener:
@@ -231,17 +240,16 @@ async def _with_tls(listener: kafka.Listener, wait_s: float) -> kafka.Listener:
         return listener
     any_certificate = ssl.create_default_context()
     any_certificate.check_hostname, any_certificate.verify_mode = False, ssl.CERT_NONE
-    return kafka.Listener(listener.address, None, await _unreachable(listener.address, wait_s, any_certificate) is None)
+    encrypted = await _listener(listener.address, wait_s, any_certificate)
+    return kafka.Listener(listener.address, None, encrypted.problem is None)
 
 
-async def _unreachable(address: str, wait_s: float, tls: ssl.SSLContext | None = None) -> str | None:
+async def _unreachable(place: tuple[str, int], wait_s: float, tls: ssl.SSLContext | None = None) -> str | None:
     """Why no connection could be made; None if one could."""
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 65536:
-        return "is not of the form NAME:PORT"
+    host, port = place
     try:
         async with asyncio.timeout(wait_s):
-            _, writer = await asyncio.open_connection(host.strip("[]"), int(port), ssl=tls)
+            _, writer = await asyncio.open_connection(host, port, ssl=tls)
     except TimeoutError:
         return f"no connection within {wait_s:.1f} s"
     except OSError as error:
@@ -256,13 +264,12 @@ async def _unreachable(address: str, wait_s: float, tls: ssl.SSLContext | None =
 
 
 async def _brokers(settings: Settings, look: Look, deadline: float) -> list[Finding]:
-    addresses = {f"{host}:{port}" for host, port in look.brokers.values()}
-    addresses -= {address.strip() for address in settings.kafka.servers.split(",")}
+    asked = {kafka.host_and_port(address.strip()) for address in settings.kafka.servers.split(",")}
+    places = sorted(set(look.brokers.values()) - asked)
     wait_s = min(TCP_S, _left(deadline) / 2)
-    problems = dict(
-        zip(addresses, await asyncio.gather(*(_unreachable(one, wait_s) for one in addresses)), strict=True)
-    )
-    found = kafka.contact(look, settings.kafka.servers, {a: p for a, p in problems.items() if p is not None})
+    problems = await asyncio.gather(*(_unreachable(place, wait_s) for place in places))
+    unreachable = {f"{host}:{port}": why for (host, port), why in zip(places, problems, strict=True) if why is not None}
+    found = kafka.contact(look, settings.kafka.servers, unreachable)
     try:
         configured = await in_thread(
             cluster.broker_settings, settings.kafka, min(look.brokers), min(5.0, _left(deadline))
@@ -296,7 +303,7 @@ async def _ticks(settings: Settings, look: Look, deadline: float) -> list[Findin
     counts: dict[str, int] = {}
     for partition in look.partitions:
         counts[partition.topic] = counts.get(partition.topic, 0) + 1
-    enabled = {name: one for name, one in settings.enabled_exchanges().items() if topics.ticks(name) in counts}
+    enabled = settings.enabled_exchanges()
     names = [topics.ticks(name) for name in enabled]
     asked = {name: counts[name] for name in (*names, topics.FX_RATES) if name in counts}
     now_ms = int(time.time() * 1000)
@@ -305,7 +312,7 @@ async def _ticks(settings: Settings, look: Look, deadline: float) -> list[Findin
     fresh = [
         name
         for name in enabled
-        if (at_ms := newest[topics.ticks(name)]) is not None and now_ms - at_ms <= kafka.STALE_S * 1000
+        if (at_ms := newest.get(topics.ticks(name))) is not None and now_ms - at_ms <= kafka.STALE_S * 1000
     ]
     if fresh:
         states = await in_thread(_states, settings, [topics.ticks(name) for name in fresh], deadline)
@@ -395,6 +402,8 @@ async def _venue(name: str, configured: ExchangeSettings, http: httpx2.AsyncClie
         found |= {"rest": Heard(_ms(began)), "limited": str(error)}
     except FeedError as error:
         found["rest"] = Heard(_ms(began), str(error).removeprefix(f"{name}: "))
+    except httpx2.InvalidURL as error:
+        found["rest"] = Heard(_ms(began), f"is no address: {error}")
     return Venue(name, socket=await socket, **found)
 
 
@@ -417,6 +426,8 @@ async def _handshake(url: str, http: httpx2.AsyncClient, wait_s: float) -> Heard
         return Heard(_ms(began), f"no WebSocket within {wait_s:.1f} s")
     except httpx2.HTTPError as error:
         return Heard(_ms(began), f"no WebSocket: {error or type(error).__name__}")
+    except httpx2.InvalidURL as error:
+        return Heard(_ms(began), f"no WebSocket: {error}")
 
 
 def _ms(began: float) -> int:
@@ -455,7 +466,7 @@ async def _provider(
     try:
         models = llm.make_client(configured.base_url, key)
     except Exception as error:  # of the client's own classes, which are known behind `llm` only
-        return Provider(name, roles, key=True, key_problem=f"no client could be made: {type(error).__name__}")
+        return Provider(name, roles, key=True, reached=Heard(0, f"cannot be asked ({type(error).__name__})"))
     try:
         async with asyncio.timeout(wait_s):
             listing = await llm.list_models(models)
@@ -476,7 +487,7 @@ async def _reach(url: str, wait_s: float) -> Heard:
                     return Heard(_ms(began))
     except TimeoutError:
         return Heard(_ms(began), f"does not answer within {wait_s:.1f} s")
-    except httpx2.HTTPError as error:
+    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
         return Heard(_ms(began), f"cannot be reached: {error or type(error).__name__}")
 
 
@@ -518,13 +529,11 @@ def _machine(settings: Settings, environ: Mapping[str, str], least_free: int) ->
     found = []
     mounts = _mounts()
     for what, path in places.items():
-        there = next(one for one in (path, *path.absolute().parents) if one.exists())
-        folder = here.Folder(what, str(path), shutil.disk_usage(there).free, _file_system(there.resolve(), mounts))
+        # `Path.exists` raises where we may not enter the folder above
+        there = next(one for one in (path, *path.absolute().parents) if os.path.exists(one))
+        free, writable = shutil.disk_usage(there).free, os.access(there, os.W_OK | os.X_OK)
+        folder = here.Folder(what, str(path), free, _file_system(there.resolve(), mounts), writable)
         found += here.disk(folder, least_free)
-        if not os.access(there, os.W_OK):
-            words = f"{there} cannot be written by this user"
-            fix = f"chown it, or name another place ({here.SETTING_OF[what]})"
-            found.append(fail(Part.MACHINE, f"folder for {what}", words, fix))
     found += here.versions(tuple(sys.version_info[:3]), *cluster.client_versions())
     found.append(here.open_files(resource.getrlimit(resource.RLIMIT_NOFILE)[0]))
     return found

@@ -118,17 +118,27 @@ OPEN_FILES = 1024
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """Where something is kept. `file_system` None: not known."""
+    """Where something is kept. `file_system` None: not known. `writable`: by this user, or it can be made."""
 
     what: str
     path: str
     free: int
     file_system: str | None
+    writable: bool = True
 
 
 def disk(folder: Folder, least: int = LEAST_FREE) -> list[Finding]:
-    """Room, and whether SQLite's log works there (state only)."""
+    """Room, whether it can be written, and whether SQLite's log works there (state only)."""
     found = []
+    if not folder.writable:
+        words, another = (
+            f"{folder.path} cannot be written by this user",
+            f"name another place ({SETTING_OF[folder.what]})",
+        )
+        if folder.what == "cache":  # a decider's container has none
+            words += "; only collectors and `arb instruments` write it"
+            return [warn(Part.MACHINE, "folder for cache", words, f"if such a one runs here: chown it, or {another}")]
+        found.append(fail(Part.MACHINE, f"folder for {folder.what}", words, f"chown it, or {another}"))
     words = f"{folder.free / MIB:,.0f} MiB free at {folder.path}"
     fix = f"make room there, or name another place ({SETTING_OF[folder.what]})"
     if folder.free < least:

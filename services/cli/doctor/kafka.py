@@ -1,5 +1,6 @@
 """Kafka: is it there, are topics, copies, groups and ticks as they must be. Facts in, findings out: pure."""
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,18 @@ from shared.settings import Settings
 from shared.topics import TOPICS
 
 # ---------------------------------------------------------------- is it there
+
+_ADDRESS = re.compile(r"(?:\w+://)?(\[[^]]+]|[^:/\s]+)(?::(\d{1,5}))?")
+_PORT_OF_KAFKA = 9092
+
+
+def host_and_port(address: str) -> tuple[str, int] | None:
+    """An address as librdkafka takes it: `SSL://a:1`, `a`, `[::1]:9092`; None if it is none."""
+    found = _ADDRESS.fullmatch(address)
+    if found is None:
+        return None
+    port = int(found[2] or _PORT_OF_KAFKA)
+    return (found[1].strip("[]"), port) if 0 < port < 65536 else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -384,19 +397,21 @@ STALE_S = 5.0
 AHEAD_S = 1.0
 
 
-def ticks(
-    newest_ms: Mapping[str, int | None], now_ms: int, exchanges: Sequence[str], rates: bool = True
-) -> list[Finding]:
-    """How old the newest record of each tick topic is; exchanges: those that are enabled."""
+def ticks(newest_ms: Mapping[str, int | None], now_ms: int, exchanges: Sequence[str]) -> list[Finding]:
+    """How old the newest record of each tick topic and of fx-rates is.
+
+    Args:
+        newest_ms: Of the topics that there are; None: it is empty.
+        exchanges: Those that are enabled.
+    """
     found = []
-    names = {topics.ticks(name): name for name in exchanges}
-    if rates:
-        names[topics.FX_RATES] = "fx-rates"
-    if len(names) > 1 and all(newest_ms.get(topic) is None for topic in names):
+    names = {topics.ticks(name): name for name in exchanges} | {topics.FX_RATES: "fx-rates"}
+    if all(topic in newest_ms and newest_ms[topic] is None for topic in names):
         words = f"there is none, of any of {len(exchanges)} exchanges"
         return [fail(Part.TICKS, "all", words, f"start `arb collect` for each of {some(list(exchanges), 5)}")]
     for topic, name in names.items():
         if topic not in newest_ms:
+            found.append(fail(Part.TICKS, name, f"its topic is missing ({topic})", "arb topics apply"))
             continue
         start = f"arb collect {name}" if topic != topics.FX_RATES else "arb collect EXCHANGE"
         at_ms = newest_ms[topic]

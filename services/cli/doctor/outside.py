@@ -170,6 +170,8 @@ def provider(found: Provider, settings: Settings) -> list[Finding]:
             words += f"; it {found.reached.problem}"
             fix += f"; see the network, and {address}"
         return [warn(Part.MODELS, name, words, fix)]
+    if found.reached is not None and found.reached.problem is not None:
+        return [fail(Part.MODELS, name, found.reached.problem, f"correct {address}")]
     if found.listing is None:
         return [skipped(Part.MODELS, name, "has a key of the right form; not asked")]
     match found.listing.outcome:

@@ -19,8 +19,10 @@ _MARKS = {
 
 
 def exit_code(findings: Sequence[Finding]) -> int:
-    """3 if no broker answers, 1 if something is wrong, else 0."""
+    """2 if Kafka's client does not take the settings, 3 if no broker answers, 1 if something is wrong, else 0."""
     wrong = [one for one in findings if one.result == Result.FAIL]
+    if any(one.part == Part.KAFKA and one.check == "options" for one in wrong):
+        return 2
     if any(one.part == Part.KAFKA and one.check == "broker" for one in wrong):
         return 3
     return 1 if wrong else 0
