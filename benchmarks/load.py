@@ -414,6 +414,7 @@ def run(
                 for name in contestants:
                     say(f"{count} {name}{'s' if count > 1 else ''}, {brokers} broker{'s' if brokers > 1 else ''}")
                     with Contest(nodes.kafka, pids, name, count, Path(folder)) as contest:
+                        contest.step(brokers, FIRST, seconds)  # not counted: a new broker is still compiled (seen)
                         best, worst = knee(contest, brokers, seconds, steps, top, halvings)
                     rates[(name, count)] = best.asked_per_s() if best else 0
                     knees.append(

@@ -28,6 +28,7 @@ from tools.chaos.watch import Watch
 COINS = ("BTC", "ETH", "SOL", "XRP", "ADA", "DOGE", "LTC", "DOT", "LINK", "AVAX")
 RATES = {"kraken": ("USDT-USD", "USDC-USD"), "coinbase": ("USDT-USD",)}
 EXCHANGES = ("binance", "kraken", "okx")
+GROUPS = ("detector", "decider")
 KILLED = "killed"
 STEP_S = 0.1
 """Between two looks at everything."""
@@ -179,6 +180,8 @@ class Stage:
         self.notes: dict[str, object] = {}
         self.musts: list[tuple[str, int]] = []
         self.patience = PATIENCE if patient else 1.0
+        self._joined: dict[str, set[str]] = {group: set() for group in GROUPS}
+        self._started: dict[str, set[str]] = {group: set() for group in GROUPS}
         self._tell = tell
         self._missing = ""
         self._told = self._measured = 0.0
@@ -281,6 +284,11 @@ class Stage:
         member.process = self._services.start(
             member.name, *member.arguments, environment=member.environment, prefix=prefix
         )
+        kind, _, which = member.name.partition("-")
+        if kind == "collector":
+            self.watch.forget(which)
+        elif kind in GROUPS:
+            self._started[kind].add(member.name)
 
     def finish(self) -> list[kafka.Record]:
         """Stop in the order of the data, each stage after all of the one before is dealt with; all that was published.
@@ -405,6 +413,9 @@ class Stage:
         self.wait(lambda: self._unsteady(since_ns), timeout_s)
         for member in self.members.values():
             member.wait_s = AGAIN_S[0]
+        for group in GROUPS:
+            self._joined[group] = self._members(group) or self._joined[group]
+            self._started[group].clear()
 
     def until_decided(self, count: int, timeout_s: float = 60.0) -> None:
         """So many more opportunities are opened and decided."""
@@ -427,8 +438,14 @@ class Stage:
             return missing
         wanted = {"detector": self.plan.detectors, "decider": self.plan.deciders}
         for group, count in wanted.items():
-            if (found := self._members(group)) != count:
-                return [f"group {group}: {found} of {count} members" if found >= 0 else f"group {group} is not stable"]
+            if (found := self._members(group)) is None:
+                return [f"group {group} is not stable"]
+            # A killed member stays one until its session ends: what was started since must be there under new ids.
+            new = len(found - self._joined[group])
+            if len(found) != count or new < len(self._started[group]):
+                return [
+                    f"group {group}: {len(found)} of {count} members, {new} of {len(self._started[group])} new ones"
+                ]
         return [] if self.watch.decided_since(since_ns) else ["no new opportunity is decided"]
 
     def _unknown(self) -> list[str]:
@@ -462,14 +479,14 @@ class Stage:
         """A client that is asked again and again keeps to a coordinator that is none any more (seen: for minutes)."""
         self._admin = brokers.admin(self.cluster.kafka)
 
-    def _members(self, group: str) -> int:
-        """How many members a group has; -1: it is not stable."""
+    def _members(self, group: str) -> set[str] | None:
+        """Ids of a group's members; None: it is not stable."""
         try:
             found = self._admin.describe_consumer_groups([group], request_timeout=5.0)[group].result(5.0)
         except (KafkaException, TimeoutError):
             self._renew()
-            return -1
-        return len(found.members) if found.state == ConsumerGroupState.STABLE else -1
+            return None
+        return {one.member_id for one in found.members} if found.state == ConsumerGroupState.STABLE else None
 
     def _lag(self, group: str) -> list[str]:
         """What a group of ours has not committed yet."""

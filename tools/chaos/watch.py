@@ -110,6 +110,13 @@ class Watch:
             now_ns = time.time_ns()
             return sum(now_ns - at < FRESH_NS for at in self._seen.alive_ns.values())
 
+    def forget(self, exchange: str) -> None:
+        """Its collector starts anew: what the one before said of its books is no sign of life any more."""
+        with self._lock:
+            for key in self._seen.alive_ns:
+                if key[0] == exchange:
+                    self._seen.alive_ns[key] = 0
+
     def decided_since(self, opened_ns: int) -> int:
         """Opportunities opened since then (by their own time) that have a decision."""
         with self._lock:
