@@ -603,10 +603,10 @@ def read_range(config: Config, topic: str, since_ms: int, timeout_s: float = 10.
     consumer = Consumer(config)
     try:
         missing: dict[int, int] = {}
-        for position in assign(consumer, [topic], since_ms):
-            end = _patiently(functools.partial(_end, consumer, TopicPartition(topic, position.partition)))
-            if 0 <= position.offset < end or (position.offset == OFFSET_BEGINNING and end > 0):
-                missing[position.partition] = end
+        begins = assign(consumer, [topic], since_ms)
+        for begin, end in zip(begins, _offsets_at(consumer, begins, OFFSET_END), strict=True):
+            if 0 <= begin.offset < end.offset or (begin.offset == OFFSET_BEGINNING and end.offset > 0):
+                missing[begin.partition] = end.offset
         deadline = time.monotonic() + timeout_s
         records: list[Record] = []
         while missing:
@@ -619,13 +619,6 @@ def read_range(config: Config, topic: str, since_ms: int, timeout_s: float = 10.
         return records
     finally:
         consumer.close()
-
-
-def _end(consumer: Consumer, place: TopicPartition) -> int:
-    marks = consumer.get_watermark_offsets(place, timeout=5.0)
-    if marks is None:
-        raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
-    return int(marks[1])
 
 
 class Span(NamedTuple):

@@ -109,6 +109,7 @@ class Detector:
 
     def on_owned(self, owned: frozenset[int]) -> None:
         """The group gave us these partitions: forget others, read back in silence what is new."""
+        self._turned_ns = self._steady()  # Kafka may have taken its time, but this is what it says now
         self._engine.own(lambda base: kafka.partition_of(base, topics.TICK_PARTITIONS) in owned)
         waiting = self._new if self._assigned_ns is not None else frozenset()  # KIP-848 may add in steps
         self._new = (waiting | (owned - self._owned)) & owned
@@ -276,6 +277,7 @@ class Detector:
         if left_open:
             log.info("adopted", opportunities=len(left_open))
         self._publish(self._engine.evaluate_all(self._now_ns))
+        self._turned_ns = self._steady()  # reading back from a busy Kafka may have taken seconds: we did run
 
     def _take_back(self) -> None:
         """In silence: of all that comes of it only edges after a delay are published."""

@@ -190,6 +190,25 @@ def test_after_a_time_without_running_it_takes_up_anew_what_is_open(configured, 
     assert "opened" not in {message.phase for message in phases}
 
 
+def test_a_slow_reading_back_is_no_time_without_running(configured, tick):
+    """Else it would be taken up anew, read back as slowly, and so on: nothing would ever be judged."""
+    out, clock, steady, read = Out(), Clock(T0), Clock(0), []
+
+    def read_open():
+        read.append(1)
+        steady.at_ms += 6000
+        return []
+
+    detector = Detector(Engine(configured), out, read_open, lambda *_: None, clock, steady=steady)
+    steady.at_ms += 7000  # the assignment took its time, too
+    detector.on_owned(frozenset(range(16)))
+    for _ in range(4):
+        clock.at_ms += 1100
+        steady.at_ms += 1100
+        detector.tick()
+    assert len(read) == 1
+
+
 def test_what_the_group_took_without_asking_is_new_when_it_comes_again(parts, tick):
     detector, _, clock, _, left_open = parts
     read = []
