@@ -88,6 +88,20 @@ class Shell:
     def decisions(self):
         return self.publisher.of(topics.DECISIONS)
 
+    async def lost_while_thinking(self, opportunity):
+        """The partition is taken while the risk role thinks; what is returned lets it answer."""
+        thinking = asyncio.Event()
+
+        async def wait():
+            await thinking.wait()
+            return role_answer()
+
+        self.bench.models.scripts[self.bench.models.roles["risk"]] = wait
+        self.put(opportunity)
+        await self.until(lambda: len(self.bench.models.asked) == 3)
+        await asyncio.to_thread(self.service.on_lost, [(topics.OPPORTUNITIES, 3)])
+        return thinking
+
 
 @pytest.fixture
 def running(workbench):
@@ -258,17 +272,8 @@ async def test_what_was_fetched_before_a_revocation_is_left_to_the_new_owner(run
 
 async def test_what_the_group_took_without_asking_is_left_to_the_new_owner(running, opportunity):
     place = (topics.OPPORTUNITIES, 3)
-    thinking = asyncio.Event()
-
-    async def wait():
-        await thinking.wait()
-        return role_answer()
-
     async with running(panel_deadline_ms=60_000) as (shell, _):
-        shell.bench.models.scripts[shell.bench.models.roles["risk"]] = wait
-        shell.put(opportunity())
-        await shell.until(lambda: len(shell.bench.models.asked) == 3)
-        await asyncio.to_thread(shell.service.on_lost, [place])
+        thinking = await shell.lost_while_thinking(opportunity())
         await asyncio.sleep(0)
         thinking.set()
         await shell.until(lambda: shell.consumer.released == 1)
@@ -283,17 +288,8 @@ async def test_what_the_group_took_without_asking_is_left_to_the_new_owner(runni
 
 async def test_lost_and_given_again_meanwhile_it_is_decided_once(running, opportunity):
     place = (topics.OPPORTUNITIES, 3)
-    thinking = asyncio.Event()
-
-    async def wait():
-        await thinking.wait()
-        return role_answer()
-
     async with running(panel_deadline_ms=60_000) as (shell, _):
-        shell.bench.models.scripts[shell.bench.models.roles["risk"]] = wait
-        shell.put(opportunity())
-        await shell.until(lambda: len(shell.bench.models.asked) == 3)
-        await asyncio.to_thread(shell.service.on_lost, [place])
+        thinking = await shell.lost_while_thinking(opportunity())
         await asyncio.to_thread(shell.service.on_assigned, [place], list)
         shell.offset = 0
         shell.put(opportunity())
