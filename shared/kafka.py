@@ -16,7 +16,7 @@ import threading
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import structlog
 from confluent_kafka import (
@@ -45,7 +45,6 @@ DeliveryError = KafkaError
 
 Headers = list[tuple[str, bytes]]
 
-Answer = TypeVar("Answer")
 
 Place = tuple[str, int]
 """Topic and partition."""
@@ -357,12 +356,15 @@ class Publisher:
         on_delivery(error)
 
     def _report(self, error: KafkaError | None, message: Message) -> None:
-        if error is not None and not self._note(error, message):
+        if error is None:
+            return
+        self._note(error, message)
+        if not self._drop_when_full:
             self._lost = f"{message.topic()}: {error.str()}"
             log.error("message lost", topic=message.topic(), error=error.str())
 
-    def _note(self, error: KafkaError, message: Message) -> bool:
-        """Count what was not delivered; whether it may be missing (a tick)."""
+    def _note(self, error: KafkaError, message: Message) -> None:
+        """Count what was not delivered."""
         topic = message.topic() or "?"
         self._trouble = (time.monotonic(), f"{topic}: {error.str()}")
         if is_refusal(error):
@@ -371,7 +373,6 @@ class Publisher:
             metrics.TICKS_DROPPED.labels(topic=topic, reason=error.name()).inc()
         else:
             metrics.EVENTS_LOST.labels(topic=topic).inc()
-        return self._drop_when_full
 
     def _serve(self) -> None:
         while not self._closing.is_set():
@@ -552,7 +553,6 @@ def positions(
     Raises:
         BrokerUnavailable: Kafka could not say within `patience_s`.
     """
-
     ends = _offsets_at(consumer, partitions, OFFSET_END, patience_s)  # first: nothing between the two is passed over
     starts = _offsets_at(consumer, partitions, since_ms, patience_s)
     found = [end if p.offset < 0 else p for p, end in zip(starts, ends, strict=True)]
@@ -656,7 +656,7 @@ def spans(config: Config, topics: Sequence[str], since_ms: int, until_ms: int, t
         consumer.close()
 
 
-def _patiently(ask: Callable[[], Answer], patience_s: float = PATIENCE_S) -> Answer:
+def _patiently(ask: Callable[[], list[TopicPartition]], patience_s: float = PATIENCE_S) -> list[TopicPartition]:
     """The answer, asked again while a leader is being elected or a rebalance is under way.
 
     Raises:
@@ -807,18 +807,17 @@ class TicksReader:
 
     def _lost_to_others(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """The group did not hear us: others own this already, and what we get again is new to us."""
-        try:
-            owned = self._held.revoked(_places(partitions))
-            _give_back(consumer, partitions, incremental=self._incremental)
-            self._on_owned(owned)
-        except Exception as error:
-            self._error = error
+        self._gone(consumer, partitions, tell=True)
 
     def _revoked(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        # What is left is ours; with classic all is gone, and what we get back comes at once.
+        self._gone(consumer, partitions, tell=self._incremental)
+
+    def _gone(self, consumer: Consumer, partitions: list[TopicPartition], *, tell: bool) -> None:
         try:
             owned = self._held.revoked(_places(partitions))
             _give_back(consumer, partitions, incremental=self._incremental)
-            if self._incremental:  # what is left is ours; with classic all is gone, and what we get back comes at once
+            if tell:
                 self._on_owned(owned)
         except Exception as error:
             self._error = error

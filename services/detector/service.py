@@ -129,7 +129,6 @@ class Detector:
             BrokerUnavailable, TopicMismatch: see the readers.
         """
         while not stop.is_set():
-            self._turn()
             for reader in others:
                 self.take(reader.read(BATCH, 0), shared=True)
             self.take(ticks.read(BATCH, WAIT_S))

@@ -96,13 +96,6 @@ def reader(broker):
         one.close()
 
 
-@pytest.fixture
-def out(broker):
-    publisher = kafka.Publisher(kafka.event_producer(broker, "test"), drop_when_full=False)
-    yield publisher
-    publisher.close()
-
-
 def send(out: kafka.Publisher, *found: messages.Opportunity) -> None:
     for one in found:
         out.publish(topics.OPPORTUNITIES, one.base, one.encode())

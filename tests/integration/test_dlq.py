@@ -28,13 +28,6 @@ def seen(broker):
     reader.close()
 
 
-@pytest.fixture
-def out(broker):
-    publisher = kafka.Publisher(kafka.event_producer(broker, "test"), drop_when_full=False)
-    yield publisher
-    publisher.close()
-
-
 def until_stable(broker):
     end = time.monotonic() + 90
     while not cluster.group_is_stable(broker, "decider"):
