@@ -22,7 +22,7 @@ import gc
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -131,9 +131,17 @@ class Out:
         self._publisher = publisher
         self.published = 0
 
-    def publish(self, topic: str, key: str | bytes | None, value: bytes | None, headers: Headers | None = None) -> bool:
+    def publish(
+        self,
+        topic: str,
+        key: str | bytes | None,
+        value: bytes | None,
+        headers: Headers | None = None,
+        *,
+        then: Callable[[], None] | None = None,
+    ) -> bool:
         self.published += 1
-        return self._publisher.publish(OUT, key, value, headers)
+        return self._publisher.publish(OUT, key, value, headers, then=then)
 
 
 class Clock:

@@ -49,8 +49,13 @@ Headers = list[tuple[str, bytes]]
 Place = tuple[str, int]
 """Topic and partition."""
 
-PATIENCE_S = 15.0
-"""How long we ask again for offsets: a dead broker is noticed after 9 s, then others lead its partitions."""
+PATIENCE_S = 30.0
+"""How long we ask again for offsets: a dead broker is noticed after 9 s, then others lead its partitions; where it led
+the controllers, too, and on a busy machine, 15 s were not enough."""
+
+TAIL = 1000
+"""Records at the end of a partition that a new owner looks through where Kafka cannot say what is how old. One that
+holds fewer, its beginning having been deleted, is read from its end: nothing has happened on it for most of an hour."""
 
 MOST_DEAD_BYTES = 900_000
 """Of a value that goes to a dead-letter topic: brokers take 1 MiB for a whole record."""
@@ -308,11 +313,13 @@ class Publisher:
         value: bytes | None,
         headers: Headers | None = None,
         on_delivery: Callable[[KafkaError | None], None] | None = None,
+        *,
+        then: Callable[[], None] | None = None,
     ) -> bool:
         """Queue one message; False if it was dropped (ticks only).
 
         `on_delivery` runs in the publisher's thread, with None or the error; it takes over the duty to handle
-        a failure.
+        a failure. `then`, instead of it, runs there when the message is delivered, and leaves the duty here.
 
         Raises:
             BrokerUnavailable: Kafka does not take messages, or an earlier one was lost.
@@ -322,7 +329,11 @@ class Publisher:
             raise self._refused
         if self._lost is not None:
             raise BrokerUnavailable(f"Kafka did not take a message: {self._lost}")
-        callback = self._report if on_delivery is None else functools.partial(self._tell, on_delivery)
+        callback = self._report
+        if on_delivery is not None:
+            callback = functools.partial(self._tell, on_delivery)
+        elif then is not None:
+            callback = functools.partial(self._report, then=then)
         # Headers only where there are some: the argument alone costs as much as the rest of the call.
         extra: dict[str, Any] = {} if headers is None else {"headers": headers}
         deadline = None
@@ -355,8 +366,10 @@ class Publisher:
             self._note(error, message)
         on_delivery(error)
 
-    def _report(self, error: KafkaError | None, message: Message) -> None:
+    def _report(self, error: KafkaError | None, message: Message, then: Callable[[], None] | None = None) -> None:
         if error is None:
+            if then is not None:
+                then()
             return
         self._note(error, message)
         if not self._drop_when_full:
@@ -553,20 +566,21 @@ def positions(
     Raises:
         BrokerUnavailable: Kafka could not say within `patience_s`.
     """
-    ends = _offsets_at(consumer, partitions, OFFSET_END, patience_s)  # first: nothing between the two is passed over
-    starts = _offsets_at(consumer, partitions, since_ms, patience_s)
+    deadline = time.monotonic() + patience_s
+    ends = _offsets_at(consumer, partitions, OFFSET_END, deadline)  # first: nothing between the two is passed over
+    starts = _offsets_at(consumer, partitions, since_ms, deadline)
     found = [end if p.offset < 0 else p for p, end in zip(starts, ends, strict=True)]
     return [TopicPartition(p.topic, p.partition, p.offset if p.offset >= 0 else OFFSET_END) for p in found]
 
 
 def _offsets_at(
-    consumer: Consumer, places: Sequence[TopicPartition], when_ms: int, patience_s: float = PATIENCE_S
+    consumer: Consumer, places: Sequence[TopicPartition], when_ms: int, deadline: float
 ) -> list[TopicPartition]:
     """Offsets by time of all places; one that cannot be told is no answer.
 
     Raises:
         AccessRefused: we may not ask.
-        BrokerUnavailable: not within `patience_s`.
+        BrokerUnavailable: not before `deadline`.
     """
 
     def ask() -> list[TopicPartition]:
@@ -575,7 +589,7 @@ def _offsets_at(
             raise KafkaException(failed)
         return found
 
-    return _patiently(ask, patience_s)
+    return _patiently(ask, deadline)
 
 
 def assign(
@@ -593,34 +607,6 @@ def assign(
     return partitions
 
 
-def read_range(config: Config, topic: str, since_ms: int, timeout_s: float = 10.0) -> list[Record]:
-    """Everything on a topic from `since_ms` up to its end at the moment of the call.
-
-    Raises:
-        BrokerUnavailable: Kafka does not answer, or not all was read within `timeout_s`.
-        TopicMismatch: the topic does not exist.
-    """
-    consumer = Consumer(config)
-    try:
-        missing: dict[int, int] = {}
-        begins = assign(consumer, [topic], since_ms)
-        for begin, end in zip(begins, _offsets_at(consumer, begins, OFFSET_END), strict=True):
-            if 0 <= begin.offset < end.offset or (begin.offset == OFFSET_BEGINNING and end.offset > 0):
-                missing[begin.partition] = end.offset
-        deadline = time.monotonic() + timeout_s
-        records: list[Record] = []
-        while missing:
-            if time.monotonic() > deadline:
-                raise BrokerUnavailable(f"{topic} could not be read back within {timeout_s:g} s")
-            for record in read(consumer):
-                records.append(record)
-                if record.offset + 1 >= missing.get(record.partition, 0):
-                    missing.pop(record.partition, None)
-        return records
-    finally:
-        consumer.close()
-
-
 class Span(NamedTuple):
     """Records of a partition from offset `begin` up to, without, `end`; Kafka has those from `low` up to `high`."""
 
@@ -632,8 +618,11 @@ class Span(NamedTuple):
     high: int
 
 
-def spans(config: Config, topics: Sequence[str], since_ms: int, until_ms: int, timeout_s: float = 10.0) -> list[Span]:
-    """Where the records that were published from `since_ms` up to `until_ms` are, partition by partition.
+def spans(
+    config: Config, topics: Sequence[str], since_ms: int, until_ms: int | None = None, timeout_s: float = 10.0
+) -> list[Span]:
+    """Where the records that were published from `since_ms` (0: all) up to `until_ms` (None: now) are, partition by
+    partition.
 
     Raises:
         BrokerUnavailable: Kafka does not answer.
@@ -643,11 +632,15 @@ def spans(config: Config, topics: Sequence[str], since_ms: int, until_ms: int, t
     try:
         places = partitions_of(consumer, topics, timeout_s)
 
+        deadline = time.monotonic() + PATIENCE_S
+
         def at(when: int) -> list[int]:
-            return [p.offset for p in _offsets_at(consumer, places, when)]
+            return [p.offset for p in _offsets_at(consumer, places, when, deadline)]
 
         # OFFSET_END and OFFSET_BEGINNING are times, too: the newest and the oldest there is
-        low, high, begin, end = at(OFFSET_BEGINNING), at(OFFSET_END), at(since_ms), at(until_ms)
+        low, high = at(OFFSET_BEGINNING), at(OFFSET_END)
+        begin = low if since_ms <= 0 else at(since_ms)
+        end = high if until_ms is None else at(until_ms)
         return [
             Span(p.topic, p.partition, last if first < 0 else first, last if past < 0 else past, oldest, last)
             for p, oldest, last, first, past in zip(places, low, high, begin, end, strict=True)
@@ -656,14 +649,13 @@ def spans(config: Config, topics: Sequence[str], since_ms: int, until_ms: int, t
         consumer.close()
 
 
-def _patiently(ask: Callable[[], list[TopicPartition]], patience_s: float = PATIENCE_S) -> list[TopicPartition]:
+def _patiently(ask: Callable[[], list[TopicPartition]], deadline: float) -> list[TopicPartition]:
     """The answer, asked again while a leader is being elected or a rebalance is under way.
 
     Raises:
         AccessRefused: we may not ask.
-        BrokerUnavailable: none came within `patience_s`.
+        BrokerUnavailable: none came before `deadline`.
     """
-    deadline = time.monotonic() + patience_s
     while True:
         try:
             return ask()
@@ -716,6 +708,24 @@ def read_spans(config: Config, wanted: Sequence[Span], silence_s: float = 30.0) 
         consumer.close()
 
 
+def read_range(config: Config, topics: Sequence[str], since_ms: int, timeout_s: float = 10.0) -> list[Record]:
+    """Everything on the topics from `since_ms` (0: all) up to their ends at the moment of the call.
+
+    Raises:
+        BrokerUnavailable: Kafka does not answer, or not all was read within `timeout_s`.
+        TopicMismatch: a topic does not exist, or records were deleted while they were read.
+    """
+    wanted = spans(config, topics, since_ms)
+    deadline = time.monotonic() + timeout_s
+    records: list[Record] = []
+    for record in read_spans(config, wanted, timeout_s):
+        if record is not None:
+            records.append(record)
+        if time.monotonic() > deadline:
+            raise BrokerUnavailable(f"{', '.join(topics)} could not be read back within {timeout_s:g} s")
+    return records
+
+
 def partition_of(key: str, partitions: int) -> int:
     """Partition of a key with the partitioner that all our producers use (Java's murmur2)."""
     return int(murmur2(key.encode(), partitions))
@@ -742,6 +752,13 @@ class Reader:
         self._consumer.close()
 
 
+_TAIL_BASE = -2000
+"""librdkafka: an offset of so much less n is n records before the end (RD_KAFKA_OFFSET_TAIL, which Python lacks)."""
+
+LOOK_S = 2.0
+"""How long a new owner of ticks asks where to begin."""
+
+
 class TicksReader:
     """A member of the detector's group: reads back a little of each assignment first; all calls from one thread.
 
@@ -763,6 +780,7 @@ class TicksReader:
         self._back_ms = back_ms
         self._on_owned = on_owned
         self._clock = clock
+        self._oldest_ms = 0
         self._error: Exception | None = None
         self._incremental = is_incremental(config)
         self._held = CoAssignment(topics, incremental=self._incremental)
@@ -782,6 +800,8 @@ class TicksReader:
         if self._error is not None:
             raise self._error
         self._held.check()
+        if self._oldest_ms:
+            return [record for record in records if record.timestamp_ms >= self._oldest_ms]
         return records
 
     def close(self) -> None:
@@ -796,14 +816,21 @@ class TicksReader:
             self._error = error
 
     def _back(self, consumer: Consumer, partitions: list[TopicPartition]) -> list[TopicPartition]:
-        """A little back; where Kafka cannot say where that is, at the end: ticks of now are worth more than a wait."""
+        """A little back. Where Kafka cannot say where that is, a leader being dead, the tails of all of them, and of
+        these what is not too old: ticks of now are worth more than a wait."""
         if not partitions:
             return []
+        oldest_ms = int(self._clock() * 1000) - self._back_ms
         try:
-            return positions(consumer, partitions, int(self._clock() * 1000) - self._back_ms, 2.0)
+            found = positions(consumer, partitions, oldest_ms, LOOK_S)
+            self._oldest_ms = 0
+            return found
+        except AccessRefused:
+            raise
         except BrokerUnavailable as error:
-            log.warning("no offsets by time, starting at the end", error=str(error))
-            return [TopicPartition(p.topic, p.partition, OFFSET_END) for p in partitions]
+            log.warning("no offsets by time, starting at the tails", error=str(error))
+            self._oldest_ms = oldest_ms
+            return [TopicPartition(p.topic, p.partition, _TAIL_BASE - TAIL) for p in partitions]
 
     def _lost_to_others(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """The group did not hear us: others own this already, and what we get again is new to us."""
@@ -974,7 +1001,7 @@ class PartitionShare:
         Raises:
             BrokerUnavailable: Kafka does not answer.
         """
-        found = _patiently(lambda: self._consumer.committed(self._places, timeout=5.0))
+        found = _patiently(lambda: self._consumer.committed(self._places, timeout=5.0), time.monotonic() + PATIENCE_S)
         undone = {p.partition for p in found if p.error is not None or p.offset < 0 or p.metadata != self._label}
         return self.numbers - undone
 

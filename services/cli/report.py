@@ -778,8 +778,8 @@ def read_kafka(settings: KafkaSettings, since_ns: int) -> Read:
         BrokerUnavailable, TopicMismatch: as for any reader.
     """
     cluster.wait_for_brokers(settings)
-    since_ms = max(1, since_ns // MS - SLACK_MS)  # 0 would wait for ever where everything has expired
-    return of_records(kafka.read_range(kafka.reader(settings, "report"), topics.OUTCOMES, since_ms, READ_S))
+    since_ms = max(0, since_ns // MS - SLACK_MS)
+    return of_records(kafka.read_range(kafka.reader(settings, "report"), [topics.OUTCOMES], since_ms, READ_S))
 
 
 # ---------------------------------------------------------------- the command

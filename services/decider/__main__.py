@@ -91,7 +91,7 @@ async def _run(
             partitions,
             lambda: kafka.read_range(
                 kafka.reader(settings.kafka, "decider"),
-                topics.DECISIONS,
+                [topics.DECISIONS],
                 int(time.time() * 1000) - TAIL_MS,
                 TAIL_S,
             ),

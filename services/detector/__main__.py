@@ -50,13 +50,11 @@ def main(settings: Settings, health: Health) -> None:
     detector = Detector(
         Engine(settings, owned=lambda base: False),  # until the group gives us some
         publisher,
-        lambda: [
-            record
-            for topic in (topics.OPPORTUNITIES, topics.OUTCOMES)
-            for record in kafka.read_range(
-                kafka.reader(settings.kafka, "detector"), topic, int(time.time() * 1000) - ADOPT_MS
-            )
-        ],
+        lambda: kafka.read_range(
+            kafka.reader(settings.kafka, "detector"),
+            [topics.OPPORTUNITIES, topics.OUTCOMES],
+            int(time.time() * 1000) - ADOPT_MS,
+        ),
         lambda record, error: kafka.dead_letter(publisher, record, group=GROUP, stage="decode", error=error),
         persistence_ms=settings.detector.persistence_ms,
         beat=health.beat,

@@ -1,8 +1,9 @@
 """The detector's shell: one thread that owns both consumers, feeds the engine and publishes what comes out."""
 
+import functools
 import threading
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
@@ -60,7 +61,9 @@ class Reader(Protocol):
 class Out(Protocol):
     """What the loop needs of a publisher."""
 
-    def publish(self, topic: str, key: str | bytes | None, value: bytes | None) -> bool: ...
+    def publish(
+        self, topic: str, key: str | bytes | None, value: bytes | None, *, then: Callable[[], None] | None = None
+    ) -> bool: ...
 
 
 class Detector:
@@ -106,6 +109,8 @@ class Detector:
         self._back: list[Record] = []
         self._said: dict[str, float] = {}
         self._counts: dict[type[Tick], int] = dict.fromkeys(TICK_KINDS, 0)
+        self._untaken: dict[str, list[DelayedEdge]] = {}  # openings that Kafka does not have yet; what waits for each
+        self._taken: deque[str] = deque()  # openings that it has, from the publisher's thread
 
     def on_owned(self, owned: frozenset[int]) -> None:
         """The group gave us these partitions: forget others, read back in silence what is new."""
@@ -166,6 +171,9 @@ class Detector:
     def tick(self) -> None:
         """Move time on, every 50 ms."""
         self._turn()
+        while self._taken:
+            for edge in self._untaken.pop(self._taken.popleft(), ()):
+                publish(self._out, edge)
         now_ns = self._clock()
         if now_ns < self._timer_ns:
             return
@@ -296,19 +304,26 @@ class Detector:
                 self._dead_letter(record, error)
 
     def _publish(self, events: Sequence[Event]) -> None:
+        """An edge after a delay waits for its opening: on another topic it could come first, and alone if we died."""
         for event in events:
-            publish(self._out, event)
-            if isinstance(event, Opportunity) and event.phase == "opened":
+            if isinstance(event, DelayedEdge) and (waiting := self._untaken.get(event.opportunity_id)) is not None:
+                waiting.append(event)
+                continue
+            if not (isinstance(event, Opportunity) and event.phase == "opened"):
+                publish(self._out, event)
+            else:
+                self._untaken[event.opportunity_id] = []
+                publish(self._out, event, functools.partial(self._taken.append, event.opportunity_id))
                 took_ms = (self._clock() - event.opened_ns) / 1e6 - self._persistence_ms
                 metrics.FRAME_TO_OPPORTUNITY_MS.observe(max(0.0, took_ms))
 
 
-def publish(out: Out, event: Event) -> None:
-    """Put an event on its topic, and count it."""
+def publish(out: Out, event: Event, then: Callable[[], None] | None = None) -> None:
+    """Put an event on its topic, and count it; `then` runs when Kafka has it."""
     if isinstance(event, Opportunity):
         metrics.OPPORTUNITIES.labels(phase=event.phase).inc()
     elif isinstance(event, Rejection) and event.phase == "opened":
         metrics.REJECTIONS.labels(reason=event.reasons[0].value).inc()
     elif isinstance(event, DelayedEdge):
         metrics.OUTCOMES.labels(seen="missed" if event.missed else "computed").inc()
-    out.publish(EVENT_TOPICS[event.kind], event.base, event.encode())
+    out.publish(EVENT_TOPICS[event.kind], event.base, event.encode(), then=then)

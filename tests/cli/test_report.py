@@ -454,8 +454,8 @@ def test_from_kafka_the_last_day_by_default_and_the_newest_record(monkeypatch, c
     asked_since = []
     values = [one.encode() for one in [*many(20, 0), outcome("p0", net="-1"), outcome("old", opened_ns=T0 - 2 * S)]]
 
-    def read_range(config, topic, since_ms, timeout_s):
-        asked_since.append((topic, since_ms))
+    def read_range(config, topics, since_ms, timeout_s):
+        asked_since.append((*topics, since_ms))
         return records(*values, b"?")
 
     monkeypatch.setattr(report.cluster, "wait_for_brokers", lambda settings: 1)

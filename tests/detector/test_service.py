@@ -19,9 +19,13 @@ T0 = 1_795_000_000_000
 class Out:
     def __init__(self) -> None:
         self.published: list[tuple[str, str, bytes]] = []
+        self.slow = False
+        self.untaken = []
 
-    def publish(self, topic, key, value):
+    def publish(self, topic, key, value, *, then=None):
         self.published.append((topic, key, value))
+        if then is not None:
+            self.untaken.append(then) if self.slow else then()
         return True
 
 
@@ -141,6 +145,25 @@ def test_a_new_owner_computes_the_edges_after_a_delay_that_the_last_one_left(par
     assert edges[0].net_bps == published[0].net_bps
     assert edges[1].net_bps < 0
     assert {edge.opportunity_id for edge in edges} == {published[0].opportunity_id}
+
+
+def test_no_edge_after_a_delay_is_published_before_kafka_has_the_opening(parts, tick):
+    """They are on another topic: of a detector that dies they could be there alone."""
+    detector, out, clock, _, _ = parts
+    out.slow = True
+    books = [tick("coinbase", "BTC-USD", 99.9, 100.0, T0), tick("kraken", "BTC-USD", 101.0, 101.1, T0)]
+    detector.take([record(message, T0) for message in books])
+    for clock.at_ms in (T0 + 110, T0 + 170, T0 + 220):
+        detector.tick()
+    assert [topic for topic, _, _ in out.published].count(topics.OPPORTUNITIES) == 1
+    assert topics.OUTCOMES not in [topic for topic, _, _ in out.published]
+    (taken,) = out.untaken
+    taken()
+    detector.tick()
+    for clock.at_ms in (T0 + 280, T0 + 380):
+        detector.tick()
+    edges = [decode(value) for topic, _, value in out.published if topic == topics.OUTCOMES]
+    assert [edge.delay_ms for edge in edges] == [50, 100, 250]
 
 
 def test_a_new_owner_adopts_what_is_open_and_ends_what_is_not_confirmed(parts, configured, tick):

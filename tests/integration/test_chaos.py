@@ -33,7 +33,8 @@ def test_a_leader_a_detector_and_a_decider_killed_at_once_lose_nothing(tmp_path)
     result = run(scenario, settings, libs, tmp_path, tell, steady=3)
     assert result.failed is None, (result.failed, said[-3:], logs(tmp_path))
     broken = [check for check in result.checks if not check.ok and not check.what.startswith(STARVED)]
-    assert not broken, (broken, logs(tmp_path))
+    words = "; ".join(f"{check.what}: {check.found}" for check in broken)  # a whole list would be cut in the middle
+    assert not broken, f"{words}\n{result.recoveries}\n{logs(tmp_path)}"
     assert result.accounts is not None
     assert result.accounts.decided == result.accounts.opened > 6
     assert [one.what.partition(" of ")[0] for one in result.recoveries] == ["kill -9"]

@@ -106,7 +106,7 @@ def test_keys_lie_where_every_reader_expects_them(broker):
         assert out.flush() == 0
     assert delivered == [None] * 3
     out.close()
-    for record in kafka.read_range(kafka.reader(broker, "test"), topics.DECISIONS, before):
+    for record in kafka.read_range(kafka.reader(broker, "test"), [topics.DECISIONS], before):
         assert record.key is not None
         assert record.partition == kafka.partition_of(record.key.decode(), topics.EVENT_PARTITIONS)
 

@@ -21,7 +21,7 @@ from services.detector import recorded
 from services.detector.recorded import Range
 from shared import cluster, kafka, topics
 from shared import settings as configuration
-from shared.errors import TopicMismatch, UsageError
+from shared.errors import BrokerUnavailable, TopicMismatch, UsageError
 from shared.settings import KafkaSettings
 from shared.topics import Topic
 
@@ -231,11 +231,17 @@ def done(broker: KafkaSettings, group: str) -> int:
 class Live:
     """A member of a live group, driven by the test."""
 
-    def __init__(self, broker: KafkaSettings, group: str, names: Sequence[str] = tuple(topics.tick_topics())) -> None:
+    def __init__(
+        self,
+        broker: KafkaSettings,
+        group: str,
+        names: Sequence[str] = tuple(topics.tick_topics()),
+        back_ms: int = 1000,
+    ) -> None:
         self.owned: frozenset[int] = frozenset()
         self.records: list[kafka.Record] = []
         config = kafka.tick_consumer(broker, "test", group)
-        self._reader = kafka.TicksReader(config, names, 1000, self._own)
+        self._reader = kafka.TicksReader(config, names, back_ms, self._own)
 
     def _own(self, owned: frozenset[int]) -> None:
         self.owned = owned
@@ -253,6 +259,35 @@ def drive(members: Sequence[Live], condition: Callable[[], bool], timeout_s: flo
         assert time.monotonic() < end, [sorted(member.owned) for member in members]
         for member in members:
             member.read()
+
+
+@pytest.mark.parametrize("protocol", ["classic", "consumer"])
+def test_where_kafka_cannot_tell_times_the_tails_are_read_without_what_is_old(broker, protocol, monkeypatch):
+    """A leader that has just died: a book that does not change would be missing for the new owner."""
+
+    def nobody(*_: object) -> list[TopicPartition]:
+        raise BrokerUnavailable("no leader")
+
+    names, numbers, now_ms = [f"tail-{uuid.uuid4()}" for _ in range(2)], range(4), int(time.time() * 1000)
+    cluster.apply_topics(broker, [Topic(name, len(numbers), 3_600_000, 1, "k", "test", "test") for name in names])
+    producer = Producer({"bootstrap.servers": broker.servers})
+    old, young = uuid.uuid4().bytes, uuid.uuid4().bytes
+    for name in names:
+        for number in numbers:
+            for value, timestamp_ms in ((old, now_ms - 120_000), (young, now_ms)):
+                producer.produce(name, value, partition=number, timestamp=timestamp_ms)
+    assert producer.flush(20) == 0
+    monkeypatch.setattr(kafka, "positions", nobody)
+    member = Live(broker.model_copy(update={"group_protocol": protocol}), f"tail-{uuid.uuid4()}", names, back_ms=60_000)
+
+    def places(value: bytes) -> set[tuple[str, int]]:
+        return {(record.topic, record.partition) for record in member.records if record.value == value}
+
+    try:
+        drive([member], lambda: len(places(young)) == len(names) * len(numbers))
+        assert not places(old)
+    finally:
+        member.close()
 
 
 @pytest.mark.parametrize("protocol", ["classic", "consumer"])

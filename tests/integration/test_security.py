@@ -285,7 +285,7 @@ def nothing_tells_a_password(secured: Secured) -> int:
     texts = [log.read_bytes() for log in secured.folder.glob("*.log")]
     texts += [file.read_bytes() for file in (secured.folder / "cache").rglob("*") if file.is_file()]
     for topic in topics.TOPICS:
-        records = kafka.read_range(kafka.reader(secured.of("admin"), "test"), topic.name, 0)
+        records = kafka.read_range(kafka.reader(secured.of("admin"), "test"), [topic.name], 0)
         texts += [
             b"".join((record.key or b"", record.value or b"", repr(record.headers).encode())) for record in records
         ]
@@ -370,7 +370,7 @@ def test_every_rule_to_write_is_enough_to_write(secured):
 def test_who_reads_without_a_group_may(secured, user, name, allowed):
     config = kafka.reader(secured.of(user), name)
     if allowed:
-        kafka.read_range(config, topics.OUTCOMES, 0)
+        kafka.read_range(config, [topics.OUTCOMES], 0)
         return
     with pytest.raises(AccessRefused):
         read_for_a_while(config)

@@ -21,9 +21,6 @@ MINUTE_NS = 60_000_000_000
 SLACK_MS = 10_000
 """A record's timestamp is of another clock than its message: we look so much further on both sides."""
 
-NEVER_MS = 2**53
-"""A moment that no record is younger than: up to the end of now."""
-
 FULL_ID = 32
 """Characters of a whole id: with fewer, all of Kafka has to be searched to know that no other one begins like it."""
 
@@ -133,12 +130,12 @@ class Topics:
         """
         config = kafka.reader(self.settings, "decisions")
         since_ms = max(1, since_ns // MS - SLACK_MS)
-        until_ms = NEVER_MS if until_ns is None else until_ns // MS + SLACK_MS
+        until_ms = None if until_ns is None else until_ns // MS + SLACK_MS
         text = holding.encode()
         wanted = kafka.spans(config, names, since_ms, until_ms)
         if not any(span.begin < span.end for span in wanted):
             # Nothing of that time, or a broker that cannot look up by time (librdkafka's mock): then all is read.
-            every = kafka.spans(config, names, 1, NEVER_MS)
+            every = kafka.spans(config, names, 1)
             if any(span.begin == span.high > span.low for span in every):
                 wanted = [span._replace(begin=span.low) for span in every]
         for record in kafka.read_spans(config, wanted):

@@ -11,9 +11,6 @@ from shared.errors import AccessRefused, ArbiterError, BrokerUnavailable
 from shared.kafka import Record
 from shared.settings import KafkaSettings
 
-NEVER_MS = 2**53
-"""A moment that no record is younger than: up to the end of now."""
-
 SILENCE_S = 10.0
 
 CLOCKS_MS = 3_600_000
@@ -29,7 +26,7 @@ def read(settings: KafkaSettings, names: Sequence[str], since_ms: int = 0) -> It
     """
     cluster.wait_for_brokers(settings)
     config = kafka.reader(settings, "dlq")
-    spans = kafka.spans(config, names, since_ms, NEVER_MS)
+    spans = kafka.spans(config, names, since_ms)
     return (record for record in kafka.read_spans(config, spans, SILENCE_S) if record is not None)
 
 

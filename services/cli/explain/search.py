@@ -14,10 +14,10 @@ from shared.messages import Opportunity, Rejection, decode
 from shared.settings import KafkaSettings
 
 READ_S = 100.0
-"""How long reading back one topic may take."""
+"""How long reading back may take."""
 
-ALL = 1
-"""Since when (ms), for all that Kafka holds; 0 would wait for ever on a partition of which everything has expired."""
+ALL = 0
+"""Since when (ms), for all that Kafka holds."""
 
 WINDOWS_S = (900, 4 * 3600, 86_400, None)
 """An id is looked for in the newest messages first, then further back; None: all."""
@@ -147,8 +147,8 @@ def read_kafka(settings: KafkaSettings, since_ms: int) -> list[bytes]:
         BrokerUnavailable, TopicMismatch: as for any reader.
     """
     both = (topics.REJECTIONS, topics.OPPORTUNITIES)
-    read = [kafka.read_range(kafka.reader(settings, "explain"), topic, since_ms, READ_S) for topic in both]
-    return [record.value or b"" for records in read for record in records]
+    read = kafka.read_range(kafka.reader(settings, "explain"), both, since_ms, READ_S)
+    return [record.value or b"" for record in read]
 
 
 def search_kafka(read: Callable[[int], list[bytes]], what: Asked, since_s: float | None, now_ms: int) -> Search:
