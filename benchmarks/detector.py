@@ -103,9 +103,10 @@ def floor(broker: settings.KafkaSettings, topic: str, count: int) -> Spent:
     """Consume and parse, nothing else."""
     settle()
     began = now()
-    consumer = Consumer(kafka.reader(broker, "bench"))
+    config = kafka.reader(broker, "bench")
+    consumer = Consumer(config)
     try:
-        kafka.assign(consumer, [topic], 0)
+        kafka.assign(consumer, config, [topic], 0, None)
         loads = orjson.loads
         messages = consumer.consume(1, 20)
         first, seen = now(), 0

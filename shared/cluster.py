@@ -33,8 +33,9 @@ from confluent_kafka.admin import (
 )
 
 from shared.acls import PRINCIPALS, Principal, Rule, rules
-from shared.errors import BrokerUnavailable, SettingsError, TopicMismatch, UsageError
-from shared.kafka import Complaints, Place, is_refusal, no_broker, no_topics, refused
+from shared.errors import AccessRefused, BrokerUnavailable, SettingsError, TopicMismatch, UsageError
+from shared.kafka.groups import Place
+from shared.kafka.refusals import Complaints, is_refusal, no_broker, no_topics, refused
 from shared.settings import KafkaSettings
 from shared.topics import TOPICS, Topic
 
@@ -183,20 +184,41 @@ def check_topics(settings: KafkaSettings, topics: Iterable[Topic] = TOPICS, time
 def _wait_until_visible(
     settings: KafkaSettings, client: AdminClient, heard: Complaints, topics: Iterable[Topic], timeout_s: float
 ) -> None:
-    """A created topic reaches each broker's metadata a moment later; whoever starts next must find it.
+    """A created topic reaches each broker's metadata a moment later, and whoever starts next may ask any of them.
 
     Raises:
         BrokerUnavailable: not within `timeout_s`. AccessRefused: see `_metadata`.
     """
     deadline = time.monotonic() + timeout_s
-    waiting = {topic.name for topic in topics}
-    while waiting:
-        known = _metadata(settings, client, heard, timeout_s).topics
-        waiting = {name for name in waiting if name not in known or not known[name].partitions}
-        if waiting and time.monotonic() > deadline:
-            raise BrokerUnavailable(f"created, but not visible within {timeout_s:g} s: {', '.join(sorted(waiting))}")
-        if waiting:
-            time.sleep(0.05)  # metadata spreads by itself: there is no event to wait for
+    names = {topic.name for topic in topics}
+    while late := _late(settings, _metadata(settings, client, heard, timeout_s), names):
+        if time.monotonic() > deadline:
+            raise BrokerUnavailable(f"created, but not visible within {timeout_s:g} s: {'; '.join(late)}")
+        time.sleep(0.05)  # metadata spreads by itself: there is no event to wait for
+
+
+def _late(settings: KafkaSettings, known: ClusterMetadata, names: Iterable[str]) -> list[str]:
+    """Brokers that do not know some of the topics, or do not say, each in words.
+
+    Raises:
+        AccessRefused: see `_metadata`.
+    """
+    late = []
+    for broker in known.brokers.values():
+        host = str(broker.host)
+        server = f"[{host}]:{broker.port}" if ":" in host else f"{host}:{broker.port}"
+        heard = Complaints()  # a client of its own: one that knows all brokers asks any of them
+        asked = admin(settings.model_copy(update={"servers": server}), heard)
+        try:
+            there = _metadata(settings, asked, heard, 5.0).topics
+        except AccessRefused:
+            raise
+        except BrokerUnavailable as error:
+            late.append(f"broker {server}: {error}")
+            continue
+        if missing := sorted(name for name in names if name not in there or not there[name].partitions):
+            late.append(f"broker {server} does not know {', '.join(missing)}")
+    return late
 
 
 def apply_topics(

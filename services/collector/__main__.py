@@ -8,7 +8,7 @@ from services.collector.service import Collector
 from shared import cluster, kafka, process, symbols, topics
 from shared.errors import SettingsError
 from shared.health import Health
-from shared.kafka_watch import Pulse
+from shared.kafka.watch import Pulse
 from shared.settings import Settings, cache_dir
 
 

@@ -22,7 +22,7 @@ from services.decider.trials import Trials
 from services.decider.upkeep import Upkeep
 from shared import cluster, kafka, process, topics
 from shared.health import Health
-from shared.kafka_watch import Pulse
+from shared.kafka.watch import Pulse
 from shared.settings import ModelSettings, RoleSettings, Settings
 
 log = structlog.get_logger()

@@ -19,7 +19,7 @@ from services.detector.service import ADOPT_MS, BACK_MS, GROUP, Detector
 from shared import cluster, kafka, process, topics
 from shared.errors import InputError, UsageError
 from shared.health import Health
-from shared.kafka_watch import Pulse
+from shared.kafka.watch import Pulse
 from shared.settings import Settings
 from shared.symbols import split
 
@@ -30,7 +30,7 @@ EVENTS = [topics.OPPORTUNITIES, topics.REJECTIONS, topics.OUTCOMES]
 
 
 def health() -> Health:
-    """What a detector says of itself. Its loop waits for Kafka in a rebalance: `kafka.positions`, `read_range`."""
+    """What a detector says of itself. Its loop waits for Kafka in a rebalance, and while it reads back."""
     return Health("detector", ("kafka", "assignment", "caught_up"), stuck_s=60.0)
 
 

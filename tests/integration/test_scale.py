@@ -277,7 +277,7 @@ def test_where_kafka_cannot_tell_times_the_tails_are_read_without_what_is_old(br
             for value, timestamp_ms in ((old, now_ms - 120_000), (young, now_ms)):
                 producer.produce(name, value, partition=number, timestamp=timestamp_ms)
     assert producer.flush(20) == 0
-    monkeypatch.setattr(kafka, "positions", nobody)
+    monkeypatch.setattr("shared.kafka.groups.positions", nobody)
     member = Live(broker.model_copy(update={"group_protocol": protocol}), f"tail-{uuid.uuid4()}", names, back_ms=60_000)
 
     def places(value: bytes) -> set[tuple[str, int]]:

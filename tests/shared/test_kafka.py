@@ -2,7 +2,7 @@
 
 import pytest
 
-from shared import kafka, topics
+from shared import kafka, metrics, topics
 from shared.errors import BrokerUnavailable, TopicMismatch
 from shared.kafka import CoAssignment
 from shared.settings import KafkaSettings
@@ -85,7 +85,7 @@ def test_what_is_not_delivered_is_not_confirmed():
 
 
 def test_what_is_not_delivered_is_counted_and_told_also_to_who_asked_to_be_told():
-    lost = kafka.metrics.EVENTS_LOST.labels(topic="ai-trading-decisions")
+    lost = metrics.EVENTS_LOST.labels(topic="ai-trading-decisions")
     before, told = lost._value.get(), []
     config = kafka.event_producer(KafkaSettings(servers=NOBODY), "test")
     publisher = kafka.Publisher({**config, "delivery.timeout.ms": 200}, drop_when_full=False)

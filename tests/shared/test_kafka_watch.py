@@ -10,7 +10,7 @@ import structlog
 from prometheus_client import REGISTRY
 
 from shared.errors import BrokerUnavailable
-from shared.kafka_watch import SILENT_S, STATISTICS_MS, Pulse, Statistics
+from shared.kafka.watch import SILENT_S, STATISTICS_MS, Pulse, Statistics
 
 RECORDED = Path(__file__).with_name("statistics")
 TOPIC = "arbitrage-opportunities"

@@ -245,12 +245,7 @@ class Stage:
             Late: not within its time. Unsuitable: no Kafka can run here.
         """
         self.cluster.up(START_S * self.patience)
-        brokers.apply_topics(self.cluster.kafka, brokers=self.plan.nodes)
-        end = time.monotonic() + START_S * self.patience
-        while words := self._unknown():
-            if time.monotonic() > end:
-                raise Late(f"topics: {'; '.join(words)}")
-            time.sleep(STEP_S)
+        brokers.apply_topics(self.cluster.kafka, brokers=self.plan.nodes, timeout_s=START_S * self.patience)
         self._admin: AdminClient = brokers.admin(self.cluster.kafka)
         self.watch = Watch(self.cluster.kafka)
         self._stack.callback(self.watch.close)
@@ -447,20 +442,6 @@ class Stage:
                     f"group {group}: {len(found)} of {count} members, {new} of {len(self._started[group])} new ones"
                 ]
         return [] if self.watch.decided_since(since_ns) else ["no new opportunity is decided"]
-
-    def _unknown(self) -> list[str]:
-        """Brokers that do not know all topics yet: one has said so, and on a busy machine others learn it later."""
-        wanted = {topic.name for topic in topics.TOPICS}
-        late = []
-        for server in self.cluster.kafka.servers.split(","):
-            asked = brokers.admin(self.cluster.kafka.model_copy(update={"servers": server}))
-            try:
-                missing = wanted - asked.list_topics(timeout=5.0).topics.keys()
-            except KafkaException as error:
-                late.append(f"broker {server}: {error.args[0].str()}")
-            else:
-                late += [f"broker {server} knows nothing yet of {len(missing)} topics"] if missing else []
-        return late
 
     def _uncopied(self) -> list[str]:
         """Brokers that are away, and partitions that are not on all their brokers."""

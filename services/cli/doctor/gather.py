@@ -315,7 +315,7 @@ async def _ticks(settings: Settings, look: Look, deadline: float) -> list[Findin
         if (at_ms := newest.get(topics.ticks(name))) is not None and now_ms - at_ms <= kafka.STALE_S * 1000
     ]
     if fresh:
-        states = await in_thread(_states, settings, [topics.ticks(name) for name in fresh], deadline)
+        states = await in_thread(_states, settings, [topics.ticks(name) for name in fresh], now_ms, deadline)
         found += kafka.books(states, {name: _watched(enabled[name]) for name in fresh})
     return found
 
@@ -327,11 +327,10 @@ def _watched(exchange: ExchangeSettings) -> list[str]:
     return [symbol for symbol in exchange.symbols if not is_rate(symbol)]
 
 
-def _states(settings: Settings, names: Sequence[str], deadline: float) -> dict[str, dict[str, str]]:
-    """The last state of each book in the last seconds of these topics."""
+def _states(settings: Settings, names: Sequence[str], now_ms: int, deadline: float) -> dict[str, dict[str, str]]:
+    """The last state of each book since some seconds before `now_ms`."""
     config = client.reader(settings.kafka, "doctor")
-    now_ms = int(time.time() * 1000)
-    wanted = client.spans(config, names, now_ms - int(TICKS_BACK_S * 1000), now_ms, _left(deadline))
+    wanted = client.spans(config, names, now_ms - int(TICKS_BACK_S * 1000), patience_s=_left(deadline))
     last: dict[tuple[str, str], tuple[int, str]] = {}
     for record in client.read_spans(config, wanted, _left(deadline)):
         if time.monotonic() > deadline:
