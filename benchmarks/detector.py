@@ -106,7 +106,7 @@ def floor(broker: settings.KafkaSettings, topic: str, count: int) -> Spent:
     config = kafka.reader(broker, "bench")
     consumer = Consumer(config)
     try:
-        kafka.assign(consumer, config, [topic], 0, None)
+        consumer.assign(kafka.begins(config, [topic], 0))
         loads = orjson.loads
         messages = consumer.consume(1, 20)
         first, seen = now(), 0

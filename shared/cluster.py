@@ -33,7 +33,7 @@ from confluent_kafka.admin import (
 )
 
 from shared.acls import PRINCIPALS, Principal, Rule, rules
-from shared.errors import AccessRefused, BrokerUnavailable, SettingsError, TopicMismatch, UsageError
+from shared.errors import BrokerUnavailable, SettingsError, TopicMismatch, UsageError
 from shared.kafka.groups import Place
 from shared.kafka.refusals import Complaints, is_refusal, no_broker, no_topics, refused
 from shared.settings import KafkaSettings
@@ -193,16 +193,12 @@ def _wait_until_visible(
     names = {topic.name for topic in topics}
     while late := _late(settings, _metadata(settings, client, heard, timeout_s), names):
         if time.monotonic() > deadline:
-            raise BrokerUnavailable(f"created, but not visible within {timeout_s:g} s: {'; '.join(late)}")
+            raise BrokerUnavailable(f"created, but not known everywhere within {timeout_s:g} s: {'; '.join(late)}")
         time.sleep(0.05)  # metadata spreads by itself: there is no event to wait for
 
 
 def _late(settings: KafkaSettings, known: ClusterMetadata, names: Iterable[str]) -> list[str]:
-    """Brokers that do not know some of the topics, or do not say, each in words.
-
-    Raises:
-        AccessRefused: see `_metadata`.
-    """
+    """Brokers that do not know some of the topics, or do not say, each in words."""
     late = []
     for broker in known.brokers.values():
         host = str(broker.host)
@@ -211,9 +207,7 @@ def _late(settings: KafkaSettings, known: ClusterMetadata, names: Iterable[str])
         asked = admin(settings.model_copy(update={"servers": server}), heard)
         try:
             there = _metadata(settings, asked, heard, 5.0).topics
-        except AccessRefused:
-            raise
-        except BrokerUnavailable as error:
+        except BrokerUnavailable as error:  # also one that does not know our user yet
             late.append(f"broker {server}: {error}")
             continue
         if missing := sorted(name for name in names if name not in there or not there[name].partitions):

@@ -74,6 +74,8 @@ def main(settings: Settings, health: Health) -> None:
         ticks = kafka.TicksReader(config, topics.tick_topics(), BACK_MS, detector.on_owned)
         stack.callback(ticks.close)
         detector.run(ticks, others, stop)
+        publisher.flush(2.0)
+        detector.release()  # before the group is left: the next owner looks for what is missing
 
 
 def bridge_numbers(settings: Settings) -> set[int]:

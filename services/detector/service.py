@@ -24,9 +24,9 @@ EVENT_TOPICS = {"opportunity": topics.OPPORTUNITIES, "rejection": topics.REJECTI
 BACK_MS = 10_000
 """How much of the ticks a new owner reads in silence."""
 
-ADOPT_MS = 15_000
+ADOPT_MS = 40_000
 """How far back a new owner looks for opportunities that are open: an owner that was killed is noticed after the
-session timeout of 10 s, so three seconds would find nothing of it."""
+session timeout of 10 s, with its coordinator killed at the same time after another; then offsets are asked for."""
 
 SETTLE_NS = 1_000_000_000
 """A new owner judges when it has caught up, at the latest after this."""
@@ -70,7 +70,8 @@ class Detector:
     """The loop around an engine.
 
     Args:
-        read_open: Reads back `arbitrage-opportunities` and `opportunity-outcomes` (records, oldest first).
+        read_open: Reads back `arbitrage-opportunities` and `opportunity-outcomes` (records, in order within
+            each partition).
         dead_letter: Puts a record aside, with the error.
         persistence_ms: Setting of the engine, taken off the time that an opportunity took.
         beat: Called whenever the loop has turned.
@@ -134,9 +135,11 @@ class Detector:
             BrokerUnavailable, TopicMismatch: see the readers.
         """
         while not stop.is_set():
+            records = ticks.read(BATCH, WAIT_S)
+            self._turn()  # before what was read is judged by books that may be old
             for reader in others:
                 self.take(reader.read(BATCH, 0), shared=True)
-            self.take(ticks.read(BATCH, WAIT_S))
+            self.take(records)
             self.tick()
 
     def take(self, records: Sequence[Record], *, shared: bool = False) -> None:
@@ -171,9 +174,7 @@ class Detector:
     def tick(self) -> None:
         """Move time on, every 50 ms."""
         self._turn()
-        while self._taken:
-            for edge in self._untaken.pop(self._taken.popleft(), ()):
-                publish(self._out, edge)
+        self.release()
         now_ns = self._clock()
         if now_ns < self._timer_ns:
             return
@@ -192,6 +193,12 @@ class Detector:
         if now_ns >= self._show_ns:
             self._show_ns = now_ns + SHOW_NS
             self._show()
+
+    def release(self) -> None:
+        """Publish the edges whose openings Kafka has taken meanwhile."""
+        while self._taken:
+            for edge in self._untaken.pop(self._taken.popleft(), ()):
+                publish(self._out, edge)
 
     def caught_up(self) -> tuple[bool, str]:
         """Whether it judges, and by the newest ticks; in words. Any thread."""
@@ -274,6 +281,8 @@ class Detector:
                 newest[message.opportunity_id] = message
                 if message.phase == "opened":
                     opened.append(message)
+        for identity, edges in self._untaken.items():
+            published[identity].update(edge.delay_ms for edge in edges)
         for opportunity in opened:
             self._engine.expect(opportunity, published[opportunity.opportunity_id])
         self._take_back()
@@ -312,7 +321,7 @@ class Detector:
             if not (isinstance(event, Opportunity) and event.phase == "opened"):
                 publish(self._out, event)
             else:
-                self._untaken[event.opportunity_id] = []
+                self._untaken.setdefault(event.opportunity_id, [])
                 publish(self._out, event, functools.partial(self._taken.append, event.opportunity_id))
                 took_ms = (self._clock() - event.opened_ns) / 1e6 - self._persistence_ms
                 metrics.FRAME_TO_OPPORTUNITY_MS.observe(max(0.0, took_ms))

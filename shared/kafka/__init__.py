@@ -1,9 +1,10 @@
 """Kafka as Arbiter uses it: the settings that matter, one publisher, one consumer with one owner thread.
 
-Only this package and `shared/cluster.py` import confluent_kafka. The choices and the measurements behind them:
-plain `Producer` (the asyncio one holds a steady trickle back), `poll` and then `consume(n, 0)` (waiting for n
-messages costs the whole timeout), every call on a consumer from one thread (another one waits for a whole poll),
-`murmur2_random` everywhere and the `range` assignor (all else breaks the co-location of a coin's topics).
+Only this package, `shared/cluster.py` and the demo's own broker (`services/cli/broker.py`) import confluent_kafka.
+The choices and the measurements behind them: plain `Producer` (the asyncio one holds a steady trickle back), `poll` and
+then `consume(n, 0)` (waiting for n messages costs the whole timeout), every call on a consumer from one thread (another
+one waits for a whole poll), `murmur2_random` everywhere and the `range` assignor (all else breaks the co-location of a
+coin's topics).
 """
 
 from shared.kafka.clients import (
@@ -24,7 +25,7 @@ from shared.kafka.reading import (
     Reader,
     Record,
     Span,
-    assign,
+    begins,
     partition_of,
     partitions_of,
     read,
@@ -50,7 +51,7 @@ __all__ = [
     "Record",
     "Span",
     "TicksReader",
-    "assign",
+    "begins",
     "co_partitioned",
     "dead_letter",
     "event_consumer",

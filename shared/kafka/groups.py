@@ -18,7 +18,8 @@ Place = tuple[str, int]
 
 TAIL = 1000
 """Records at the end of a partition that a new owner looks through where Kafka cannot say what is how old. One that
-holds fewer, its beginning having been deleted, is read from its end: nothing has happened on it for most of an hour."""
+holds fewer, its beginning having been deleted, is read from its end: little has happened on it for an hour. They come
+when there is a leader again, seconds after the owner has settled, and are judged like any ticks that are late."""
 
 _TAIL_BASE = -2000
 """librdkafka: an offset of so much less n is n records before the end (RD_KAFKA_OFFSET_TAIL, which Python lacks)."""
@@ -91,7 +92,8 @@ class TicksReader:
         oldest_ms = int(self._clock() * 1000) - self._back_ms
         try:
             found = positions(consumer, partitions, oldest_ms, LOOK_S)
-            self._oldest_ms = 0
+            if not self._incremental:  # else others may still be at their tails
+                self._oldest_ms = 0
             return found
         except AccessRefused:
             raise
@@ -264,7 +266,7 @@ class PartitionShare:
         Raises:
             BrokerUnavailable: Kafka does not answer.
         """
-        found = patiently(lambda: self._consumer.committed(self._places, timeout=5.0))
+        found = patiently(lambda _: self._consumer.committed(self._places, timeout=5.0))
         undone = {p.partition for p in found if p.error is not None or p.offset < 0 or p.metadata != self._label}
         return self.numbers - undone
 

@@ -62,7 +62,8 @@ class Publisher:
         """Queue one message; False if it was dropped (ticks only).
 
         `on_delivery` runs in the publisher's thread, with None or the error; it takes over the duty to handle
-        a failure. `then`, instead of it, runs there when the message is delivered, and leaves the duty here.
+        a failure. `then`, instead of it, runs there when the message is delivered, and leaves the duty here
+        (never for ticks: their client reports failures only).
 
         Raises:
             BrokerUnavailable: Kafka does not take messages, or an earlier one was lost.

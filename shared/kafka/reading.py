@@ -125,30 +125,43 @@ def positions(
         AccessRefused: we may not ask.
         BrokerUnavailable: Kafka could not say within `patience_s`.
     """
-    return patiently(lambda: _starts(consumer, partitions, since_ms), patience_s)
+    return patiently(lambda deadline: _starts(consumer, partitions, since_ms, deadline), patience_s)
 
 
-def _starts(consumer: Consumer, partitions: Sequence[TopicPartition], since_ms: int) -> list[TopicPartition]:
-    ends = _offsets_at(consumer, partitions, OFFSET_END)  # first: nothing between the two is passed over
-    starts = _offsets_at(consumer, partitions, since_ms)
+def _starts(
+    consumer: Consumer, partitions: Sequence[TopicPartition], since_ms: int, deadline: float
+) -> list[TopicPartition]:
+    ends = _offsets_at(consumer, partitions, OFFSET_END, deadline)  # first: nothing between the two is passed over
+    starts = _offsets_at(consumer, partitions, since_ms, deadline)
     found = [end if p.offset < 0 else p for p, end in zip(starts, ends, strict=True)]
     return [TopicPartition(p.topic, p.partition, p.offset if p.offset >= 0 else OFFSET_END) for p in found]
 
 
-def _offsets_at(consumer: Consumer, places: Sequence[TopicPartition], when_ms: int) -> list[TopicPartition]:
+def _offsets_at(
+    consumer: Consumer, places: Sequence[TopicPartition], when_ms: int, deadline: float
+) -> list[TopicPartition]:
     """Offsets by time of all places; one that cannot be told is no answer.
 
     Raises:
         KafkaException: a leader is being elected, say.
     """
-    found = consumer.offsets_for_times([TopicPartition(p.topic, p.partition, when_ms) for p in places], timeout=5.0)
+    asked = [TopicPartition(p.topic, p.partition, when_ms) for p in places]
+    found = consumer.offsets_for_times(asked, timeout=_within(5.0, deadline))
     for failed in (p.error for p in found if p.error is not None):
         raise KafkaException(failed)
     return found
 
 
-def patiently(ask: Callable[[], T], patience_s: float = PATIENCE_S) -> T:
+def _within(most_s: float, deadline: float) -> float:
+    """Seconds that a question may take."""
+    return max(0.1, min(most_s, deadline - time.monotonic()))
+
+
+def patiently(ask: Callable[[float], T], patience_s: float = PATIENCE_S) -> T:
     """The answer, asked again while a leader is being elected or a rebalance is under way.
+
+    Args:
+        ask: Given the moment (monotonic) up to which it may take.
 
     Raises:
         AccessRefused: we may not ask.
@@ -157,7 +170,7 @@ def patiently(ask: Callable[[], T], patience_s: float = PATIENCE_S) -> T:
     deadline = time.monotonic() + patience_s
     while True:
         try:
-            return ask()
+            return ask(deadline)
         except AccessRefused:
             raise
         except BrokerUnavailable:
@@ -171,39 +184,39 @@ def patiently(ask: Callable[[], T], patience_s: float = PATIENCE_S) -> T:
         time.sleep(0.25)
 
 
-def _anew(config: Config, ask: Callable[[Consumer], T]) -> Callable[[], T]:
+def _anew(config: Config, ask: Callable[[Consumer, float], T]) -> Callable[[float], T]:
     """Ask by a client of its own each time: one that has asked a cluster that was away may go on saying that it knows
     no such partition (librdkafka 2.16, seen for half a minute)."""
 
-    def once() -> T:
+    def once(deadline: float) -> T:
         consumer = Consumer(config)
         try:
-            return ask(consumer)
+            return ask(consumer, deadline)
         finally:
             consumer.close()
 
     return once
 
 
-def assign(
-    consumer: Consumer, config: Config, topics: Sequence[str], since_ms: int | None, numbers: Collection[int] | None
-) -> None:
-    """Read partitions of the topics (None: all) without a group, from `since_ms` on (0: all, None: from now on).
-
-    Args:
-        config: Of which `consumer` was made.
+def begins(
+    config: Config, topics: Sequence[str], since_ms: int | None, numbers: Collection[int] | None = None
+) -> list[TopicPartition]:
+    """Partitions of the topics (None: all) as a reader without a group is assigned them, from `since_ms` on (0: all,
+    None: from now on).
 
     Raises:
         BrokerUnavailable, TopicMismatch: as for any reader.
     """
-    partitions = [p for p in partitions_of(consumer, topics) if numbers is None or p.partition in numbers]
-    if since_ms is None:
-        partitions = [TopicPartition(p.topic, p.partition, OFFSET_END) for p in partitions]
-    elif since_ms <= 0:
-        partitions = [TopicPartition(p.topic, p.partition, OFFSET_BEGINNING) for p in partitions]
-    else:
-        partitions = patiently(_anew(config, lambda asked: _starts(asked, partitions, since_ms)))
-    consumer.assign(partitions)
+
+    def ask(consumer: Consumer, deadline: float) -> list[TopicPartition]:
+        places = partitions_of(consumer, topics, _within(10.0, deadline))
+        partitions = [p for p in places if numbers is None or p.partition in numbers]
+        if since_ms is not None and since_ms > 0:
+            return _starts(consumer, partitions, since_ms, deadline)
+        at = OFFSET_END if since_ms is None else OFFSET_BEGINNING
+        return [TopicPartition(p.topic, p.partition, at) for p in partitions]
+
+    return patiently(_anew(config, ask))
 
 
 class Span(NamedTuple):
@@ -231,23 +244,23 @@ def spans(
         BrokerUnavailable: Kafka does not answer. AccessRefused: it does not let us.
         TopicMismatch: a topic does not exist.
     """
-    return patiently(_anew(config, lambda consumer: _spans(consumer, topics, since_ms, until_ms)), patience_s)
 
+    def ask(consumer: Consumer, deadline: float) -> list[Span]:
+        places = partitions_of(consumer, topics, _within(10.0, deadline))
 
-def _spans(consumer: Consumer, topics: Sequence[str], since_ms: int, until_ms: int | None) -> list[Span]:
-    places = partitions_of(consumer, topics)
+        def at(when: int) -> list[int]:
+            return [p.offset for p in _offsets_at(consumer, places, when, deadline)]
 
-    def at(when: int) -> list[int]:
-        return [p.offset for p in _offsets_at(consumer, places, when)]
+        # OFFSET_END and OFFSET_BEGINNING are times, too: the newest and the oldest there is
+        low, high = at(OFFSET_BEGINNING), at(OFFSET_END)
+        begin = low if since_ms <= 0 else at(since_ms)
+        end = high if until_ms is None else at(until_ms)
+        return [
+            Span(p.topic, p.partition, last if first < 0 else first, last if past < 0 else past, oldest, last)
+            for p, oldest, last, first, past in zip(places, low, high, begin, end, strict=True)
+        ]
 
-    # OFFSET_END and OFFSET_BEGINNING are times, too: the newest and the oldest there is
-    low, high = at(OFFSET_BEGINNING), at(OFFSET_END)
-    begin = low if since_ms <= 0 else at(since_ms)
-    end = high if until_ms is None else at(until_ms)
-    return [
-        Span(p.topic, p.partition, last if first < 0 else first, last if past < 0 else past, oldest, last)
-        for p, oldest, last, first, past in zip(places, low, high, begin, end, strict=True)
-    ]
+    return patiently(_anew(config, ask), patience_s)
 
 
 def read_spans(config: Config, wanted: Sequence[Span], silence_s: float = 30.0) -> Iterator[Record | None]:
@@ -302,10 +315,10 @@ def read_range(config: Config, topics: Sequence[str], since_ms: int, timeout_s: 
     deadline = time.monotonic() + timeout_s
     records: list[Record] = []
     for record in read_spans(config, wanted, timeout_s):
-        if record is not None:
-            records.append(record)
         if time.monotonic() > deadline:
             raise BrokerUnavailable(f"{', '.join(topics)} could not be read back within {timeout_s:g} s")
+        if record is not None:
+            records.append(record)
     return records
 
 
@@ -318,15 +331,16 @@ class Reader:
     """Reads topics without a group; all calls from one thread.
 
     Args:
-        since_ms: As for `assign`.
+        since_ms: As for `begins`.
         numbers: Partition numbers to read; None: all.
     """
 
     def __init__(
         self, config: Config, topics: Sequence[str], since_ms: int | None, numbers: Collection[int] | None = None
     ) -> None:
+        partitions = begins(config, topics, since_ms, numbers)
         self._consumer = Consumer(config)
-        assign(self._consumer, config, topics, since_ms, numbers)
+        self._consumer.assign(partitions)
 
     def read(self, limit: int, wait_s: float) -> list[Record]:
         return read(self._consumer, limit, wait_s)

@@ -10,7 +10,7 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from shared.kafka.clients import Config
-from shared.kafka.reading import Record, assign, partitions_of, read
+from shared.kafka.reading import Record, begins, partitions_of, read
 
 ROOM_WAIT_S = 0.5
 """How long an owner thread waits for room without polling, before it pauses its assignment."""
@@ -74,6 +74,7 @@ class ConsumerThread:
         try:
             await self._ready
         except BaseException:
+            self._stop.set()
             await asyncio.to_thread(self._thread.join, 10.0)
             raise
         return self
@@ -129,8 +130,7 @@ class ConsumerThread:
         assert self._loop is not None
         consumer: Consumer | None = None
         try:
-            consumer = Consumer(self._config)
-            self._start(consumer)
+            consumer = self._started()
             self._loop.call_soon_threadsafe(self._set_ready, None)
             while not self._stop.is_set():
                 self.drain_commands(consumer)
@@ -163,13 +163,21 @@ class ConsumerThread:
         else:
             self._ready.set_exception(error)
 
-    def _start(self, consumer: Consumer) -> None:
+    def _started(self) -> Consumer:
         if self._since_ms is not None:
             since_ms = None if self._since_ms == self.START_NOW else self._since_ms
-            assign(consumer, self._config, self._topics, since_ms, None)
-            return
-        partitions_of(consumer, self._topics)  # fail now, with a clear line, rather than wait for ever
-        consumer.subscribe(self._topics, on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)
+            partitions = begins(self._config, self._topics, since_ms)
+            consumer = Consumer(self._config)
+            consumer.assign(partitions)
+            return consumer
+        consumer = Consumer(self._config)
+        try:
+            partitions_of(consumer, self._topics)  # fail now, with a clear line, rather than wait for ever
+            consumer.subscribe(self._topics, on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)
+        except BaseException:
+            consumer.close()
+            raise
+        return consumer
 
     def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         if self._on_assigned is not None:

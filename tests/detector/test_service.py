@@ -166,6 +166,31 @@ def test_no_edge_after_a_delay_is_published_before_kafka_has_the_opening(parts, 
     assert [edge.delay_ms for edge in edges] == [50, 100, 250]
 
 
+def test_taken_up_anew_it_computes_no_edge_again_that_waits_for_its_opening(parts, tick):
+    detector, out, clock, _, left_open = parts
+    out.slow = True
+    detector.on_owned(frozenset(range(16)))
+    clock.at_ms = T0 + 1100
+    books = [tick("coinbase", "BTC-USD", 99.9, 100.0, T0 + 1100), tick("kraken", "BTC-USD", 101.0, 101.1, T0 + 1100)]
+    detector.tick()
+    detector.take([record(message, T0 + 1100) for message in books])
+    for clock.at_ms in (T0 + 1210, T0 + 1270, T0 + 1320):
+        detector.tick()
+    (opened,) = [value for topic, _, value in out.published if topic == topics.OPPORTUNITIES]
+    left_open.append(Record(topics.OPPORTUNITIES, 2, 0, b"BTC", opened, T0 + 1210, []))
+    detector.on_owned(frozenset())
+    detector.on_owned(frozenset(range(16)))
+    detector.take([record(message, T0 + 1100) for message in books])
+    for clock.at_ms in (T0 + 2500, T0 + 2600):
+        detector.tick()
+    for taken in out.untaken:
+        taken()
+    detector.tick()
+    delays = [decode(value).delay_ms for topic, _, value in out.published if topic == topics.OUTCOMES]
+    assert {50, 100} <= set(delays)
+    assert len(delays) == len(set(delays))
+
+
 def test_a_new_owner_adopts_what_is_open_and_ends_what_is_not_confirmed(parts, configured, tick):
     detector, out, clock, _, left_open = parts
     first, first_clock = Out(), Clock(T0 - 500)

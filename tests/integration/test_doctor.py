@@ -136,7 +136,7 @@ async def test_ticks_that_are_not_there_stale_or_live(own):
         producer.produce(topics.FX_RATES, b"{}", "USDT-USD", timestamp=now_ms)
     assert producer.flush(20) == 0
     found = await look(own, Part.TICKS)
-    if {"binance", "binance books"} & set(found):
+    if time.time_ns() // 1_000_000 - now_ms > 2000:
         pytest.skip("this machine was so slow that the fresh ticks became old")
     assert set(found) == {"okx", "kraken books"}
     assert "arb collect okx" in found["okx"].fix

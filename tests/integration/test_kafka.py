@@ -105,8 +105,11 @@ def test_keys_lie_where_every_reader_expects_them(broker):
         out.publish(topics.DECISIONS, base, decision(base, uuid.uuid4().hex), None, on_delivery=delivered.append)
         assert out.flush() == 0
     assert delivered == [None] * 3
+    out.publish(topics.REJECTIONS, "BTC", b"{}", then=lambda: delivered.append("taken"))
+    out.confirm()
+    assert delivered[3:] == ["taken"]
     out.close()
-    for record in kafka.read_range(kafka.reader(broker, "test"), [topics.DECISIONS], before):
+    for record in kafka.read_range(kafka.reader(broker, "test"), [topics.DECISIONS, topics.AUDIT], before):
         assert record.key is not None
         assert record.partition == kafka.partition_of(record.key.decode(), topics.EVENT_PARTITIONS)
 

@@ -1,10 +1,11 @@
 """Settings of the clients, and what a member of a group holds; the rest is in tests/integration."""
 
 import pytest
+from confluent_kafka import KafkaError, KafkaException
 
 from shared import kafka, metrics, topics
-from shared.errors import BrokerUnavailable, TopicMismatch
-from shared.kafka import CoAssignment
+from shared.errors import AccessRefused, BrokerUnavailable, TopicMismatch
+from shared.kafka import CoAssignment, reading
 from shared.settings import KafkaSettings
 
 NOBODY = "127.0.0.1:1"
@@ -74,14 +75,15 @@ def test_the_new_protocol_may_hand_over_in_steps_but_not_for_long():
 
 def test_what_is_not_delivered_is_not_confirmed():
     config = kafka.event_producer(KafkaSettings(servers=NOBODY), "test")
-    publisher = kafka.Publisher({**config, "delivery.timeout.ms": 200}, drop_when_full=False)
-    publisher.publish(topics.OPPORTUNITIES, "BTC", b"{}")
+    publisher, taken = kafka.Publisher({**config, "delivery.timeout.ms": 200}, drop_when_full=False), []
+    publisher.publish(topics.OPPORTUNITIES, "BTC", b"{}", then=lambda: taken.append(1))
     with pytest.raises(BrokerUnavailable, match="did not take a message"):
         publisher.confirm(0.01)
     publisher.flush(5.0)
     with pytest.raises(BrokerUnavailable, match=topics.OPPORTUNITIES):
         publisher.confirm()
     publisher.close(0.1)
+    assert taken == []
 
 
 def test_what_is_not_delivered_is_counted_and_told_also_to_who_asked_to_be_told():
@@ -102,6 +104,52 @@ def test_what_the_client_does_not_take_is_one_clear_error():
     with pytest.raises(BrokerUnavailable, match=r"did not take a message for a: .*too large"):
         publisher.publish("a", None, bytes(2_000_000))
     publisher.close(0.1)
+
+
+@pytest.mark.parametrize("error", [BrokerUnavailable("away"), KafkaException(KafkaError(KafkaError._TIMED_OUT))])
+def test_what_kafka_cannot_say_yet_is_asked_again_and_what_it_refuses_is_not(error):
+    answers = [error, error, 7]
+
+    def ask(deadline: float) -> int:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    assert reading.patiently(ask, 30.0) == 7
+    answers[:] = [error, 7]
+    with pytest.raises(BrokerUnavailable, match=r"away|Timed out"):
+        reading.patiently(ask, 0.0)
+    assert answers == [7]
+    for refusal in (AccessRefused("no"), KafkaException(KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED))):
+        answers[:] = [refusal, 7]
+        with pytest.raises(AccessRefused):
+            reading.patiently(ask, 30.0)
+
+
+def test_each_attempt_has_a_client_of_its_own_and_closes_it(monkeypatch):
+    """One that has asked a broker that hung may go on saying that it knows no such partition."""
+    made = []
+
+    class Client:
+        def __init__(self, config):
+            self.closed = False
+            made.append(self)
+
+        def list_topics(self, *_, timeout):
+            assert 0 < timeout <= 10
+            if len(made) < 3:
+                raise KafkaException(KafkaError(KafkaError._UNKNOWN_PARTITION))
+            raise AssertionError("enough")
+
+        def close(self):
+            self.closed = True
+
+    monkeypatch.setattr(reading, "Consumer", Client)
+    with pytest.raises(AssertionError, match="enough"):
+        kafka.spans({}, [topics.DECISIONS], 0)
+    assert len(made) == 3
+    assert all(client.closed for client in made)
 
 
 def test_a_dead_letter_always_fits_into_a_record():

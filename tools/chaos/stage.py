@@ -242,7 +242,7 @@ class Stage:
         """Brokers, topics, market, services; until everything is steady.
 
         Raises:
-            Late: not within its time. Unsuitable: no Kafka can run here.
+            Late, BrokerUnavailable: not within its time. Unsuitable: no Kafka can run here.
         """
         self.cluster.up(START_S * self.patience)
         brokers.apply_topics(self.cluster.kafka, brokers=self.plan.nodes, timeout_s=START_S * self.patience)
@@ -300,7 +300,7 @@ class Stage:
         self._drain("decider")
         self._stop(*(name for name in self.members if name.startswith("decider-")))
         config = kafka.reader(self.cluster.kafka, "chaos")
-        return kafka.read_range(config, (*ACCOUNTED, *DEAD), 0, 60.0)
+        return kafka.read_range(config, (*ACCOUNTED, *DEAD), 0, 120.0 * self.patience)
 
     def _drain(self, group: str) -> None:
         """What is not dealt with in time is a problem, and the rest still counts."""
