@@ -65,7 +65,7 @@ LAST_S = 2.0
 A_SYMBOL = len(EXCHANGES) * BOOK_HZ
 """Ticks a second of one symbol."""
 
-FIRST, TOP = 40, 4000
+FIRST, TOP = 20, 4000
 """Symbols of the first step, and at most."""
 
 MARK = '"exchange_ns":1,'

@@ -15,7 +15,7 @@ from pathlib import Path
 from shared import client, topics
 from shared.errors import ArbiterError
 from tools.chaos.machine import Disk, Namespace, namespace, small_disk
-from tools.chaos.stage import EXCHANGES, Plan, Stage
+from tools.chaos.stage import EXCHANGES, RATES, Plan, Stage
 
 OUTAGE_S = 15.0
 PAUSE_S = 30.0
@@ -145,11 +145,13 @@ def random_kills(stage: Stage, settings: Settings) -> None:
 
 
 def kill_services(stage: Stage, *names: str) -> None:
-    """SIGKILL to all of them at once."""
+    """SIGKILL to all of them at once. A collector that brings rates concerns all books: without a young one nothing
+    opens."""
     exchanges = [name.partition("-")[2] for name in names if name.startswith("collector-")]
     detectors = any(name.startswith("detector-") for name in names)
+    everything = detectors or any(name in RATES for name in exchanges)
     words = f"kill -9 of {' and '.join(names)}"
-    with stage.fault(words, None if detectors else exchanges, ticks=bool(exchanges) or detectors):
+    with stage.fault(words, None if everything else exchanges, ticks=bool(exchanges) or detectors):
         for name in names:
             stage.kill(name)
 
