@@ -12,7 +12,7 @@ The rate is doubled until a step fails (p99 at 100 ms or more, one in a hundred 
 then halved in between, on a scale of ratios. A step that fails is tried once more: machines are noisy. The same
 with `relay.py` in the detectors' place, which parses nothing: the rate that Kafka itself bears here. What gives way
 first is told from the failing step: ticks not yet read (in seconds of them), the fill of the driver's queue to the
-broker, the busiest thread of a detector, the machine's cores.
+broker, the busiest thread of a detector and how long it waited for a core, the machine's cores.
 
     python benchmarks/load.py [--brokers 1] [--detectors 1 3] [--seconds 16] [--halvings 3] [--no-relay] [--quick]
 """
@@ -61,12 +61,15 @@ PAIRS = 4
 
 BEHIND = 0.05
 WARM_S = 3.0
+WARM_STEPS = 2
+"""Steps before the first that counts: in it a broker that has just started used a whole core, later two thirds."""
+
 LAST_S = 2.0
 A_SYMBOL = len(EXCHANGES) * BOOK_HZ
 """Ticks a second of one symbol."""
 
 FIRST, TOP = 20, 4000
-"""Symbols of the first step, and at most."""
+"""Symbols of the first step, and at most. With fewer a symbol would pay again before its last gap has ended."""
 
 MARK = '"exchange_ns":1,'
 SETTINGS = "[detector]\npersistence_ms = 0\n" + "".join(
@@ -77,6 +80,12 @@ GROUP_OPTIONS = {"auto.commit.interval.ms": 1000}
 
 BUSY = 0.9
 """Of a core: a thread that cannot do more."""
+
+WAITED = 0.5
+"""Of the time that it ran: a thread that waits so long for a core comes late although cores are idle at other times."""
+
+HEAP = ("-Xms256m", "-Xmx512m", "-XX:+UseG1GC", "-XX:ActiveProcessorCount=2")
+"""Of a broker, as in docker-compose.yml: with the small heap of demo and tests its collections are most of the tail."""
 
 TICKS_A_S = os.sysconf("SC_CLK_TCK")
 
@@ -98,6 +107,7 @@ class Step:
     lag: int = 0
     cores: dict[str, float] = field(default_factory=dict)
     thread: float = 0.0
+    waited: float = 0.0
 
     def asked_per_s(self) -> int:
         return self.symbols * A_SYMBOL
@@ -122,6 +132,11 @@ class Step:
             )
         if self.thread > BUSY:
             found.append(f"a {self.contestant}'s thread ({self.thread:.2f} of a core)")
+        if self.waited > WAITED * self.thread:
+            found.append(
+                f"the machine's cores: the {self.contestant}'s busiest thread ran {self.thread:.2f} s a second and "
+                f"waited {self.waited:.2f} s for one, beside a broker that used {self.cores['broker']:.2f}"
+            )
         if self.cores["idle"] < 0.1 * (os.cpu_count() or 1):
             most = max((name for name in self.cores if name != "idle"), key=lambda name: self.cores[name])
             found.append(f"the machine's cores, of them most: {most} ({self.cores[most]:.2f})")
@@ -140,6 +155,7 @@ class Step:
             "unread": self.lag,
             "queue": self.queue,
             "thread": self.thread,
+            "waited": self.waited,
             "cores": ", ".join(f"{name} {cores:.2f}" for name, cores in self.cores.items()),
             "fails": self.why_not() or "",
         }
@@ -173,6 +189,15 @@ def thread_s(pid: int) -> dict[int, float]:
     return found
 
 
+def waited_s(pid: int) -> dict[int, float]:
+    """How long each thread was ready to run and had no core; nothing where the kernel does not say."""
+    found = {}
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            found[int(task.name)] = int((task / "schedstat").read_text().split()[1]) / 1e9
+    return found
+
+
 def machine_s() -> tuple[float, float]:
     """Processor time of everything, and idle time."""
     fields = [int(text) for text in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
@@ -187,21 +212,28 @@ class Load:
         self._groups = groups
         self._since = self._look()
 
-    def _look(self) -> tuple[float, dict[str, float], tuple[float, float], dict[int, float]]:
+    def _look(self) -> tuple[float, dict[str, float], tuple[float, float], dict[int, float], dict[int, float]]:
         threads: dict[int, float] = {}
+        waited: dict[int, float] = {}
         for pid in self._groups["contestants"]:
             threads |= thread_s(pid)
+            waited |= waited_s(pid)
         used = {name: sum(map(cpu_s, pids)) for name, pids in self._groups.items()}
-        return time.perf_counter(), used, machine_s(), threads
+        return time.perf_counter(), used, machine_s(), threads, waited
 
-    def read(self) -> tuple[dict[str, float], float]:
-        """Cores by group, with all others and what was idle; share of a core of the contestants' busiest thread."""
-        (before, had, (busy, idle), old), (now, has, (busy_now, idle_now), new) = self._since, self._look()
+    def read(self) -> tuple[dict[str, float], float, float]:
+        """Cores by group, with all others and what was idle; of the contestants' busiest thread the share of a core
+        that it had, and for which it waited."""
+        before, had, (busy, idle), old, old_waits = self._since
+        now, has, (busy_now, idle_now), new, new_waits = self._look()
         seconds = now - before
         cores = {name: (has[name] - had[name]) / seconds for name in had}
         cores["others"] = max(0.0, (busy_now - busy) / seconds - sum(cores.values()))
         cores["idle"] = (idle_now - idle) / seconds
-        return cores, max(((at - old.get(tid, 0.0)) / seconds for tid, at in new.items()), default=0.0)
+        ran = {tid: (at - old.get(tid, 0.0)) / seconds for tid, at in new.items()}
+        most = max(ran, key=lambda tid: ran[tid], default=0)
+        waited = (new_waits.get(most, 0.0) - old_waits.get(most, 0.0)) / seconds
+        return cores, ran.get(most, 0.0), waited
 
 
 # ---------------------------------------------------------------- contestants
@@ -328,7 +360,7 @@ class Contest:
             load = Load({"broker": self._pids, "contestants": pids, "driver": [driver.pid], "reader": [os.getpid()]})
             since_ns = time.time_ns()
             time.sleep(seconds - 0.5)  # what is measured; the driver is still at it when the load is read
-            step.cores, step.thread = load.read()
+            step.cores, step.thread, step.waited = load.read()
             step.lag = self.lag()
             said, _ = driver.communicate(timeout=60)
         finally:
@@ -372,12 +404,6 @@ def knee(
             good, symbols = symbols, 2 * symbols
         else:
             bad = symbols
-    if not good:
-        good, symbols = 0, FIRST // 2  # even the first one was too much: once more below it
-        if holds(symbols):
-            good = symbols
-        else:
-            bad = symbols
     if good and bad:
         for _ in range(halvings):
             middle = round((good * bad) ** 0.5)
@@ -404,7 +430,7 @@ def run(
     knees: list[dict[str, Any]] = []
     rates: dict[tuple[str, int], int] = {}
     with tempfile.TemporaryDirectory(prefix="arb-load-") as folder:
-        with JarCluster(jars.fetch(say), Path(folder), brokers) as nodes:
+        with JarCluster(jars.fetch(say), Path(folder), brokers, java=HEAP) as nodes:
             nodes.up(UP_S)
             cluster.apply_topics(nodes.kafka, brokers=brokers)
             extra = Topic(RELAYED, EVENT_PARTITIONS, HOUR_MS, 1, "base asset", "bench", "bench")
@@ -414,7 +440,7 @@ def run(
                 for name in contestants:
                     say(f"{count} {name}{'s' if count > 1 else ''}, {brokers} broker{'s' if brokers > 1 else ''}")
                     with Contest(nodes.kafka, pids, name, count, Path(folder)) as contest:
-                        contest.step(brokers, FIRST, seconds)  # not counted: a new broker is still compiled (seen)
+                        contest.step(brokers, FIRST, WARM_STEPS * seconds)  # not counted: a new broker is compiled
                         best, worst = knee(contest, brokers, seconds, steps, top, halvings)
                     rates[(name, count)] = best.asked_per_s() if best else 0
                     knees.append(

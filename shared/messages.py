@@ -11,7 +11,7 @@ the hot path: the `*_value` functions below build exactly what the models accept
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
 import msgspec
 import orjson
@@ -59,6 +59,9 @@ class Reason(StrEnum):
     HALTED = "halted"  # exchange or symbol halted
 
 
+_DEFAULTS: dict[type["Message"], dict[str, Any]] = {}
+
+
 class Message(BaseModel):
     """Base of all: immutable, unknown fields ignored, no NaN or infinity."""
 
@@ -67,6 +70,22 @@ class Message(BaseModel):
     def encode(self) -> bytes:
         """JSON on one line, fields in the order of the model."""
         return self.model_dump_json().encode()
+
+    @classmethod
+    def trusted(cls, **values: Any) -> Self:
+        """A message of values that are valid, unchecked: `model_construct` without its search for aliases, which takes
+        three to ten times as long. For fields without aliases and factories."""
+        defaults = _DEFAULTS.get(cls)
+        if defaults is None:  # a value for each field, so that all stand in the model's order
+            defaults = {name: field.get_default() for name, field in cls.model_fields.items()}
+            _DEFAULTS[cls] = defaults
+        made = cls.__new__(cls)
+        place = object.__setattr__  # the class is frozen
+        place(made, "__dict__", {**defaults, **values})
+        place(made, "__pydantic_fields_set__", set(values))
+        place(made, "__pydantic_extra__", None)
+        place(made, "__pydantic_private__", None)
+        return made
 
 
 class Book(Message):

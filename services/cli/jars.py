@@ -28,9 +28,10 @@ from shared.settings import KafkaSettings, cache_dir
 POM = Path(__file__).parents[2] / "deploy" / "kafka" / "pom.xml"
 COPY = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies"
 
-# Few threads and a small heap: the broker shares a laptop with everything else.
+SMALL = ("-Xms64m", "-Xmx384m", "-Xss512k", "-XX:+UseSerialGC", "-XX:ActiveProcessorCount=2")
+"""Few threads and a small heap: the broker shares a laptop with everything else."""
+
 JAVA_OPTIONS = (
-    *("-Xms64m", "-Xmx384m", "-Xss512k", "-XX:+UseSerialGC", "-XX:ActiveProcessorCount=2"),
     *("-Xshare:auto", "-Djava.awt.headless=true"),
     *("-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-Dorg.slf4j.simpleLogger.showDateTime=true"),
 )
@@ -132,6 +133,7 @@ class JarCluster:
         root: An empty folder for settings, data and logs.
         nodes: How many.
         quick: Fastest start instead of the best throughput (tests).
+        java: Options of the heap and its collector.
         host: Address that clients and nodes use.
         data: Node -> folder of its data, where it is not below `root`.
         extra: Kafka properties of every node, which win over ours (`{port}` in a value is the node's client port,
@@ -150,6 +152,7 @@ class JarCluster:
         nodes: int = 1,
         *,
         quick: bool = False,
+        java: Sequence[str] = SMALL,
         host: str = "127.0.0.1",
         data: Mapping[int, Path] | None = None,
         extra: Mapping[str, str] | None = None,
@@ -161,7 +164,7 @@ class JarCluster:
         self._data = dict(data or {})
         self._extra = dict(extra or {})
         self._format_arguments = tuple(format_arguments)
-        self._java = ["java", *JAVA_OPTIONS, *(["-XX:TieredStopAtLevel=1"] if quick else []), "-cp", f"{libs}/*"]
+        self._java = ["java", *java, *JAVA_OPTIONS, *(["-XX:TieredStopAtLevel=1"] if quick else []), "-cp", f"{libs}/*"]
         self._cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         self._paused: set[int] = set()

@@ -271,19 +271,19 @@ def _decision(
     low, high = scoring.interval(votes)
     p_edge, p_low = terms.pooling.pool(votes)
     records = [case.records[role] for role in ROLES if role in case.records]
-    return Decision.model_construct(  # of parts that are valid: validating them again is half of a decision's time
+    return Decision.trusted(  # of parts that are valid: validating them again is half of a decision's time
         decision_id=terms.decision_id(opportunity.opportunity_id),
         opportunity_id=opportunity.opportunity_id,
         base=opportunity.base,
         outcome=outcome,
         mode=mode,
         reason=reason.value,
-        score=Score.model_construct(low=low, high=high, threshold=terms.settings.decider.threshold),
+        score=Score.trusted(low=low, high=high, threshold=terms.settings.decider.threshold),
         p_edge=p_edge,
         p_low=p_low,
         rules=checked,
         roles=records,
-        panel=Panel.model_construct(
+        panel=Panel.trusted(
             version=terms.version,
             deadline_ms=case.deadline_ms,
             elapsed_ms=case.elapsed_ms,

@@ -37,4 +37,4 @@ def check(opportunity: Opportunity, settings: Settings) -> Rules:
     if not codes:
         return PASS
     rejecting = any(code in _REJECTING for code in codes)
-    return Rules.model_construct(result="reject" if rejecting else "hold", codes=[code.value for code in codes])
+    return Rules.trusted(result="reject" if rejecting else "hold", codes=[code.value for code in codes])

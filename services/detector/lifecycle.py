@@ -215,7 +215,7 @@ class Lifecycle:
         assert found.net_bps is not None
         assert found.naive_bps is not None
         net = rounded_bps(found.net_bps)
-        return Opportunity.model_construct(
+        return Opportunity.trusted(
             opportunity_id=identity,
             phase=phase,
             base=gap.buy.base,
@@ -267,7 +267,7 @@ class Lifecycle:
             phase, opened_ns = "opened", self._dated(gap, "rejection", event_ns, now_ns)
             identity = "r" + gap.identity(opened_ns)[:31]
         found = None if verdict.net_bps is None else self._judge.numbers(gap, now_ns)
-        gap.rejection = Rejection.model_construct(
+        gap.rejection = Rejection.trusted(
             rejection_id=identity,
             phase=phase,
             base=gap.buy.base,
@@ -309,7 +309,7 @@ class Lifecycle:
 
     def _rates(self, gap: Gap, now_ns: int) -> list[RateUsed]:
         return [
-            RateUsed.model_construct(
+            RateUsed.trusted(
                 symbol=rate.symbol,
                 exchange=rate.exchange,
                 side=side,
@@ -332,7 +332,7 @@ def _selling(found: Evaluation | None) -> tuple[Decimal | None, Decimal | None, 
 
 
 def _leg(book: HeldBook, now_ns: int, vwap: Decimal | None, limit: Decimal | None, levels: int) -> Leg:
-    return Leg.model_construct(**_leg_fields(book, now_ns, vwap, limit, levels))
+    return Leg.trusted(**_leg_fields(book, now_ns, vwap, limit, levels))
 
 
 def _leg_fields(
@@ -366,7 +366,7 @@ def _legs(gap: Gap, found: Evaluation | None, now_ns: int) -> list[RouteLeg] | N
         (gap.bridge, gap.bridge_side, turn.size, turn.vwap, turn.limit, turn.levels),
     )
     return [
-        RouteLeg.model_construct(side=side, size=size, **_leg_fields(book, now_ns, vwap, limit, levels))
+        RouteLeg.trusted(side=side, size=size, **_leg_fields(book, now_ns, vwap, limit, levels))
         for book, side, size, vwap, limit, levels in rows
     ]
 
@@ -379,7 +379,7 @@ def known_bps(value: Decimal | None) -> Decimal | None:
 def _context(gap: Gap, now_ns: int, trades: Trades) -> Context:
     count, share = trades.last_minute(now_ns)
     spent, received = _usd(gap)
-    return Context.model_construct(
+    return Context.trusted(
         volatility_bps_1m=gap.buy.volatility.bps_1m(now_ns) or gap.sell.volatility.bps_1m(now_ns),
         trades_1m=count,
         buy_share_1m=share,

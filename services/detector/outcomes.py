@@ -54,7 +54,7 @@ class Outcomes:
 
     def _edge(self, gap: Gap, opened: Opportunity, delay_ms: int, due_ns: int) -> DelayedEdge:
         numbers = None if self._judge.failed(gap, due_ns) else self._judge.numbers(gap, due_ns)
-        return DelayedEdge.model_construct(
+        return DelayedEdge.trusted(
             opportunity_id=opened.opportunity_id,
             base=opened.base,
             route=opened.route,
