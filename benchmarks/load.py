@@ -84,6 +84,9 @@ BUSY = 0.9
 WAITED = 0.5
 """Of the time that it ran: a thread that waits so long for a core comes late although cores are idle at other times."""
 
+STOLEN = 0.1
+"""Of a core, by other machines on the same host: what is measured then is the host."""
+
 HEAP = ("-Xms256m", "-Xmx512m", "-XX:+UseG1GC", "-XX:ActiveProcessorCount=2")
 """Of a broker, as in docker-compose.yml: with the small heap of demo and tests its collections are most of the tail."""
 
@@ -137,6 +140,8 @@ class Step:
                 f"the machine's cores: the {self.contestant}'s busiest thread ran {self.thread:.2f} s a second and "
                 f"waited {self.waited:.2f} s for one, beside a broker that used {self.cores['broker']:.2f}"
             )
+        if self.cores["stolen"] > STOLEN:
+            found.append(f"the machine itself: {self.cores['stolen']:.2f} of its cores went to others on its host")
         if self.cores["idle"] < 0.1 * (os.cpu_count() or 1):
             most = max((name for name in self.cores if name != "idle"), key=lambda name: self.cores[name])
             found.append(f"the machine's cores, of them most: {most} ({self.cores[most]:.2f})")
@@ -198,11 +203,11 @@ def waited_s(pid: int) -> dict[int, float]:
     return found
 
 
-def machine_s() -> tuple[float, float]:
-    """Processor time of everything, and idle time."""
+def machine_s() -> tuple[float, float, float]:
+    """Processor time of everything, idle time, and what the hypervisor gave to other machines."""
     fields = [int(text) for text in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
-    idle = fields[3] + fields[4]
-    return (sum(fields) - idle) / TICKS_A_S, idle / TICKS_A_S
+    idle, stolen = fields[3] + fields[4], fields[7]
+    return (sum(fields) - idle - stolen) / TICKS_A_S, idle / TICKS_A_S, stolen / TICKS_A_S
 
 
 class Load:
@@ -212,7 +217,7 @@ class Load:
         self._groups = groups
         self._since = self._look()
 
-    def _look(self) -> tuple[float, dict[str, float], tuple[float, float], dict[int, float], dict[int, float]]:
+    def _look(self) -> tuple[float, dict[str, float], tuple[float, float, float], dict[int, float], dict[int, float]]:
         threads: dict[int, float] = {}
         waited: dict[int, float] = {}
         for pid in self._groups["contestants"]:
@@ -222,14 +227,15 @@ class Load:
         return time.perf_counter(), used, machine_s(), threads, waited
 
     def read(self) -> tuple[dict[str, float], float, float]:
-        """Cores by group, with all others and what was idle; of the contestants' busiest thread the share of a core
-        that it had, and for which it waited."""
-        before, had, (busy, idle), old, old_waits = self._since
-        now, has, (busy_now, idle_now), new, new_waits = self._look()
+        """Cores by group, with all others, what was idle and what was stolen; of the contestants' busiest thread the
+        share of a core that it had, and for which it waited."""
+        before, had, (busy, idle, stolen), old, old_waits = self._since
+        now, has, (busy_now, idle_now, stolen_now), new, new_waits = self._look()
         seconds = now - before
         cores = {name: (has[name] - had[name]) / seconds for name in had}
         cores["others"] = max(0.0, (busy_now - busy) / seconds - sum(cores.values()))
         cores["idle"] = (idle_now - idle) / seconds
+        cores["stolen"] = (stolen_now - stolen) / seconds
         ran = {tid: (at - old.get(tid, 0.0)) / seconds for tid, at in new.items()}
         most = max(ran, key=lambda tid: ran[tid], default=0)
         waited = (new_waits.get(most, 0.0) - old_waits.get(most, 0.0)) / seconds
