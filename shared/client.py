@@ -2,7 +2,7 @@
 
 from shared.client import decisions
 
-async for decision in decisions("localhost:9092"):
+async for decision in decisions("127.0.0.1:29092"):
     print(decision.base, decision.outcome, decision.reason)
 """
 

@@ -30,11 +30,14 @@ from confluent_kafka.admin import (
     OffsetSpec,
     ResourcePatternType,
     ResourceType,
+    TopicMetadata,
 )
 
 from shared.acls import PRINCIPALS, Principal, Rule, rules
 from shared.errors import BrokerUnavailable, SettingsError, TopicMismatch, UsageError
+from shared.kafka.clients import reader
 from shared.kafka.groups import Place
+from shared.kafka.reading import read_spans, spans
 from shared.kafka.refusals import Complaints, is_refusal, no_broker, no_topics, refused
 from shared.settings import KafkaSettings
 from shared.topics import TOPICS, Topic
@@ -151,7 +154,7 @@ def check_topics(settings: KafkaSettings, topics: Iterable[Topic] = TOPICS, time
     Raises:
         BrokerUnavailable: no broker answers. AccessRefused: no rule lets us ask.
     """
-    brokers = wait_for_brokers(settings, timeout_s=timeout_s)
+    wait_for_brokers(settings, timeout_s=timeout_s)
     heard = Complaints()
     client = admin(settings, heard)
     known = _metadata(settings, client, heard, timeout_s).topics
@@ -173,12 +176,18 @@ def check_topics(settings: KafkaSettings, topics: Iterable[Topic] = TOPICS, time
     answers = client.describe_configs(list(resources.values()), request_timeout=timeout_s)
     by_name = {resource.name: _answer(future, resource.name) for resource, future in answers.items()}
     for topic in present:
-        for name, wanted in topic.settings(brokers).items():
+        for name, wanted in topic.settings(_copies(known[topic.name])).items():
             entry = by_name[topic.name].get(name)
             actual = entry.value if entry is not None else None
             if actual != wanted:
                 findings.append(Finding(topic.name, f"{name} is {actual}, must be {wanted}", mendable=True))
     return findings
+
+
+def _copies(topic: TopicMetadata) -> int:
+    """Of each partition, also of brokers that are away: settings follow this and not how many brokers are there now, or
+    `apply` would lower `min.insync.replicas` in the middle of an outage, or raise it above what a topic has."""
+    return min(len(one.replicas) for one in topic.partitions.values())
 
 
 def _wait_until_visible(
@@ -252,10 +261,11 @@ def apply_topics(
                     raise TopicMismatch(f"{name}: {error.args[0].str()}") from None
         _wait_until_visible(settings, client, heard, missing, timeout_s)
     wrong = {f.topic for f in findings if f.problem != "is missing"}
+    known = _metadata(settings, client, heard, timeout_s).topics if wrong else {}
     for name in sorted(wrong):
         entries = [
             ConfigEntry(key, value, incremental_operation=AlterConfigOpType.SET)
-            for key, value in by_name[name].settings(count).items()
+            for key, value in by_name[name].settings(_copies(known[name])).items()
         ]
         resource = ConfigResource(ResourceType.TOPIC, name, incremental_configs=entries)
         for future in client.incremental_alter_configs([resource], request_timeout=timeout_s).values():
@@ -551,6 +561,21 @@ def newest_ms(settings: KafkaSettings, partitions: Mapping[str, int], timeout_s:
                 found[place.topic] = max(at_ms, found[place.topic] or 0)
     except (KafkaException, TimeoutError) as error:
         raise BrokerUnavailable(f"the newest records are not known: {_words(error)}") from None
+    if silent := [name for name, at_ms in found.items() if at_ms is None]:
+        found |= _last_ms(settings, silent, timeout_s)
+    return found
+
+
+def _last_ms(settings: KafkaSettings, names: Sequence[str], timeout_s: float) -> dict[str, int]:
+    """The same by reading the last record of each partition: asked for its newest time, a broker says nothing of a busy
+    partition whose newest record its followers do not have yet."""
+    config = reader(settings, "cluster")
+    there = spans(config, names, 0, patience_s=timeout_s)
+    last = [span._replace(begin=span.high - 1, end=span.high) for span in there if span.low < span.high]
+    found: dict[str, int] = {}
+    for record in read_spans(config, last, timeout_s):
+        if record is not None:
+            found[record.topic] = max(record.timestamp_ms, found.get(record.topic, 0))
     return found
 
 

@@ -55,7 +55,7 @@ class Topic:
     config: dict[str, str] = field(default_factory=dict)
 
     def settings(self, brokers: int) -> dict[str, str]:
-        """Topic settings on a cluster of `brokers` nodes."""
+        """Topic settings on a cluster of `brokers` nodes; of a topic that is there: with so many copies."""
         return {
             "cleanup.policy": "delete",
             "retention.ms": str(self.retention_ms),

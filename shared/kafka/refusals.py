@@ -71,6 +71,9 @@ def no_topics(missing: Sequence[str], hidden: Sequence[str]) -> ArbiterError:
     return TopicMismatch(f"no topic {', '.join(missing)}; create the topics with `arb topics apply`")
 
 
+WHERE = "`docker compose up -d` brings one to 127.0.0.1:29092; `make demo` names its own"
+
+
 def no_broker(words: str) -> str:
     """The line for a broker that does not answer, with the next step."""
-    return f"no Kafka answers: {words}. Start one (`make demo` brings its own) or name one with ARB_KAFKA_SERVERS"
+    return f"no Kafka answers: {words}. Start one or name another with ARB_KAFKA_SERVERS ({WHERE})"

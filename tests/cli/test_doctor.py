@@ -23,7 +23,8 @@ from services.collector.clock import Offset
 from services.decider.budget import Budget
 from services.decider.llm import Listing
 from services.decider.state import State
-from shared import cluster, secrets, settings, topics
+from shared import cluster, messages, secrets, settings, topics
+from shared import kafka as client
 from shared.cluster import Group, Look, Member, Partition
 from shared.errors import BrokerUnavailable, UsageError
 from shared.settings import KafkaSettings
@@ -214,6 +215,35 @@ async def test_the_client_is_asked_even_where_no_connection_could_be_made(config
     monkeypatch.setattr(cluster, "look", lambda *_: a_look())
     monkeypatch.setattr(cluster, "check_topics", lambda *_: [])
     assert not wrong(await gather.examine(at(configured, "127.0.0.1:1"), Asked((Part.TOPICS,))))
+
+
+def test_a_book_that_changes_all_the_time_is_live_without_a_word_about_its_health(configured, monkeypatch):
+    """Its collector sends health records on changes and for quiet books only."""
+    now_ns = time.time_ns()
+    values = [
+        messages.book_value("kraken", "BTC-USD", 8, now_ns, None, [(1.0, 1.0)], [(2.0, 1.0)]),
+        messages.health_value("kraken", "BTC-USD", 7, now_ns, "gap", None, now_ns, now_ns),
+        messages.book_value("kraken", "ETH-USD", 3, now_ns, None, [(1.0, 1.0)], [(2.0, 1.0)]),
+        messages.health_value("kraken", "ETH-USD", 4, now_ns, "gap", None, now_ns, now_ns),
+        messages.trade_value("kraken", "SOL-USD", 1, now_ns, 2, 1.0, 0.01, None, "1"),
+        b"no tick",
+    ]
+    records = [client.Record("tick-data-kraken", 0, n, b"k", value, 0, []) for n, value in enumerate(values)]
+    monkeypatch.setattr(gather.client, "spans", lambda *_, **__: [])
+    monkeypatch.setattr(gather.client, "read_spans", lambda *_: iter([None, *records]))
+    found = gather._states(configured, ["tick-data-kraken"], now_ns // 1_000_000, time.monotonic() + 5)
+    assert found == {"kraken": {"BTC-USD": "live", "ETH-USD": "gap"}}
+
+
+async def test_what_comes_while_the_brokers_are_asked_is_not_of_the_future(configured, monkeypatch):
+    def newest_ms(settings, asked, timeout_s):
+        time.sleep(1.2)  # a busy broker
+        return dict.fromkeys(asked, int(time.time() * 1000))
+
+    monkeypatch.setattr(cluster, "newest_ms", newest_ms)
+    monkeypatch.setattr(gather, "_states", lambda *_: {})
+    found = await gather._ticks(configured, a_look(), time.monotonic() + 10)
+    assert {one.result for one in found if "books" not in one.check} == {Result.OK}
 
 
 def test_a_broker_that_goes_between_two_questions_is_one_clear_line(monkeypatch):

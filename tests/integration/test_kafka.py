@@ -137,7 +137,7 @@ async def test_the_readme_subscriber_gets_each_decision_once(broker):
 
 def test_the_readmes_own_program_prints_a_decision(broker):
     text = (Path(__file__).parents[2] / "README.md").read_text()
-    code = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0].replace("localhost:9092", broker.servers)
+    code = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0].replace("127.0.0.1:29092", broker.servers)
     base, out = f"T{uuid.uuid4().hex[:6].upper()}", publisher(broker)
     program = subprocess.Popen([sys.executable, "-u", "-c", code], stdout=subprocess.PIPE, text=True)
     lines: list[str] = []

@@ -46,7 +46,7 @@ from shared.errors import (
     SubscriptionRefused,
     UnknownSymbol,
 )
-from shared.messages import Health, decode
+from shared.messages import BookTick, HealthTick, read_tick
 from shared.settings import ExchangeSettings, Settings, cache_dir
 
 T = TypeVar("T")
@@ -60,7 +60,7 @@ DOUBTFUL_S = 1.0
 """For Kafka's client where no connection could be made: what it says counts, but it would try again and again."""
 
 TICKS_BACK_S = 2.5
-"""A live book is proven every second: its state stands in the last so many seconds of ticks."""
+"""A live book changes, or is proven every second: its state stands in the last so many seconds of ticks."""
 
 REBALANCE_S = 3.0
 """A rebalance is over by then, unless a member hangs."""
@@ -307,7 +307,11 @@ async def _ticks(settings: Settings, look: Look, deadline: float) -> list[Findin
     names = [topics.ticks(name) for name in enabled]
     asked = {name: counts[name] for name in (*names, topics.FX_RATES) if name in counts}
     now_ms = int(time.time() * 1000)
-    newest = await in_thread(cluster.newest_ms, settings.kafka, asked, min(5.0, _left(deadline)))
+    told = await in_thread(cluster.newest_ms, settings.kafka, asked, min(5.0, _left(deadline)))
+    answered_ms = int(time.time() * 1000)  # what came while we asked is not of the future
+    newest = {
+        topic: now_ms if at_ms is not None and now_ms < at_ms <= answered_ms else at_ms for topic, at_ms in told.items()
+    }
     found = kafka.ticks(newest, now_ms, list(enabled))
     fresh = [
         name
@@ -335,13 +339,14 @@ def _states(settings: Settings, names: Sequence[str], now_ms: int, deadline: flo
     for record in client.read_spans(config, wanted, _left(deadline)):
         if time.monotonic() > deadline:
             break
-        if record is None or not (record.value or b"").startswith(b'{"kind":"health"'):
+        if record is None:
             continue
-        with contextlib.suppress(ArbiterError):
-            message = decode(record.value)
-            if isinstance(message, Health):
-                key = (message.exchange, message.symbol)
-                last[key] = max(last.get(key, (0, "")), (message.sequence, message.state))
+        with contextlib.suppress(ArbiterError, ValueError):
+            tick = read_tick(record.value)
+            if isinstance(tick, BookTick | HealthTick):
+                key = (tick.exchange, tick.symbol)
+                state = tick.state if isinstance(tick, HealthTick) else "live"  # only live books are published
+                last[key] = max(last.get(key, (0, "")), (tick.sequence, state))
     found: dict[str, dict[str, str]] = {}
     for (exchange, symbol), (_, state) in last.items():
         found.setdefault(exchange, {})[symbol] = str(state)

@@ -9,6 +9,7 @@ from services.cli.doctor.finding import Finding, Part, fail, ok, skipped, some, 
 from shared import topics
 from shared.cluster import Finding as Difference
 from shared.cluster import Group, Look, Partition
+from shared.kafka.refusals import WHERE
 from shared.settings import Settings
 from shared.topics import TOPICS
 
@@ -106,7 +107,7 @@ _SAID = (
     ("response size", "what answers there does not speak Kafka's protocol", _PORT),
 )
 
-_START = "start Kafka there (`docker compose up -d`; `make demo` brings its own), or name another in kafka.servers"
+_START = f"start Kafka there, or name another with ARB_KAFKA_SERVERS ({WHERE})"
 
 
 def no_contact(servers: str, protocol: str, said: Sequence[str], listeners: Sequence[Listener]) -> Finding:
@@ -248,7 +249,7 @@ def copies(look: Look) -> list[Finding]:
     found = []
     if offline := [p for p in ours if p.leader < 0]:
         found.append(fail(Part.TOPICS, "leaders", f"{_places(offline)} have no leader: nothing goes in or out", back))
-    refusing = [p for p in ours if p.leader >= 0 and len(p.in_sync) < _least(p, count)]
+    refusing = [p for p in ours if p.leader >= 0 and len(p.in_sync) < _least(p)]
     if refusing:
         words = f"{_places(refusing)} have fewer copies in sync than min.insync.replicas: writes are refused"
         found.append(fail(Part.TOPICS, "copies", words, back))
@@ -274,9 +275,9 @@ def copies(look: Look) -> list[Finding]:
     return found
 
 
-def _least(partition: Partition, brokers: int) -> int:
+def _least(partition: Partition) -> int:
     topic = next((t for t in TOPICS if t.name == partition.topic), None)
-    return 1 if topic is None else int(topic.settings(max(brokers, len(partition.replicas)))["min.insync.replicas"])
+    return 1 if topic is None else int(topic.settings(len(partition.replicas))["min.insync.replicas"])
 
 
 def _places(partitions: Sequence[Partition]) -> str:
@@ -392,7 +393,7 @@ def _numbers(places: frozenset[tuple[str, int]]) -> str:
 # ---------------------------------------------------------------- ticks
 
 STALE_S = 5.0
-"""Each live book is proven every second: a tick topic that is silent for so long has no live book."""
+"""Each live book changes, or is proven every second: a tick topic that is silent for so long has no live book."""
 
 AHEAD_S = 1.0
 
@@ -442,7 +443,7 @@ STATE_HELP = {
 
 
 def books(states: Mapping[str, Mapping[str, str]], wanted: Mapping[str, Sequence[str]]) -> list[Finding]:
-    """States of the books by exchange and symbol, as the last seconds of health messages say.
+    """States of the books by exchange and symbol, as the last seconds of their ticks say.
 
     Args:
         wanted: Configured symbols of the exchanges whose ticks were read.
