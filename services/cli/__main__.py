@@ -336,7 +336,8 @@ def watch(
     """Follow what is published, one line a message. Until Ctrl-C.
 
     `arb watch ticks --json > ticks.jsonl` records what `arb detect --from-file` replays, `arb watch audit --json` what
-    `arb replay decisions --from-file` does.
+    `arb replay decisions --from-file` does. With --json a record that cannot be read is left out, and told on standard
+    error: what is written can always be read again.
     """
     from services.cli.watch import follow
 

@@ -13,6 +13,7 @@ from shared.kafka import ConsumerThread
 from shared.messages import (
     AnyMessage,
     Audit,
+    BookTick,
     Decision,
     DelayedEdge,
     Health,
@@ -21,6 +22,8 @@ from shared.messages import (
     Rejection,
     Shadow,
     decode,
+    levels,
+    read_tick,
 )
 from shared.settings import KafkaSettings
 
@@ -33,6 +36,15 @@ TOPICS = {
     "health": topics.tick_topics(),
     "ticks": [*topics.tick_topics(), topics.FX_RATES],
 }
+"""No dead-letter topic is among them (`arb dlq` reads those): a value that cannot be read is always a fault here."""
+
+NAMED = 5
+"""So many of the records that are left out are named one by one: a stranger may write thousands."""
+
+MOST_WORDS = 300
+"""Characters of a reason: it may quote the record."""
+
+stderr = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
 
 
 async def follow(
@@ -45,6 +57,9 @@ async def follow(
 ) -> None:
     """Print what comes, one line a message, until cancelled or for `seconds`.
 
+    As JSON a record that cannot be read is left out and told on standard error: what reads such a file later stops at
+    the first bad line.
+
     Raises:
         BrokerUnavailable, TopicMismatch: as for any reader.
     """
@@ -52,30 +67,62 @@ async def follow(
     names = list(dict.fromkeys(name for item in what for name in TOPICS[item]))
     since_ms = ConsumerThread.START_NOW if since_s is None else int((time.time() - since_s) * 1000)
     end = None if seconds is None else asyncio.get_running_loop().time() + seconds
+    left_out = 0
     async with ConsumerThread(kafka.reader(settings, "watch"), names, since_ms=since_ms) as consumer:
         try:
             async with asyncio.timeout_at(end):
                 async for batch in consumer.batches():
                     for record in batch:
-                        _show(record, what, as_json, console)
+                        if not _is_asked_for(record, what):
+                            continue
+                        if not as_json:
+                            _show(record, console)
+                        elif problem := _write(record, console):
+                            left_out += 1
+                            if left_out <= NAMED:
+                                stderr.print(f"arb: left out, cannot be read: {problem}")
         except TimeoutError:
             return
+        finally:  # also when it ends by Ctrl-C
+            if left_out:
+                stderr.print(f"arb: {left_out} record{'s' if left_out > 1 else ''} left out that cannot be read")
 
 
-def _show(record: kafka.Record, what: list[str], as_json: bool, console: Console) -> None:
-    value = record.value or b""
+def _is_asked_for(record: kafka.Record, what: list[str]) -> bool:
+    """Health shares its topic with books and trades."""
     tick = record.topic.startswith("tick-data-")
-    if tick and "ticks" not in what and not value.startswith(b'{"kind":"health"'):
-        return  # health shares its topic with books and trades
-    if as_json:
-        console.out(value.decode(errors="replace"), highlight=False)
-        return
+    return not tick or "ticks" in what or (record.value or b"").startswith(b'{"kind":"health"')
+
+
+def _show(record: kafka.Record, console: Console) -> None:
     try:
-        message = decode(value)
+        message = decode(record.value)
     except UndecodableRecord as error:
-        console.print(f"undecodable record on {record.topic}/{record.partition}@{record.offset}: {error}", style="red")
+        console.print(f"undecodable record on {_problem(record, error)}", style="red", markup=False)
         return
     console.print(line(message), markup=False)
+
+
+def _write(record: kafka.Record, console: Console) -> str | None:
+    """The value as it stands, on one line; if it cannot be read nothing, and where and why."""
+    try:
+        decode(record.value)
+        if record.topic in TOPICS["ticks"]:
+            tick = read_tick(record.value)  # the replay of ticks is stricter: a number as text is none there
+            if isinstance(tick, BookTick):
+                levels(tick.bids)
+                levels(tick.asks)
+        # JSON allows a line's end between its words only, where a space means the same; ours have none.
+        text = b" ".join((record.value or b"").splitlines()).decode()
+    except (UndecodableRecord, UnicodeDecodeError) as error:
+        return _problem(record, error)
+    console.out(text, highlight=False)
+    return None
+
+
+def _problem(record: kafka.Record, error: Exception) -> str:
+    words = "".join(letter if letter.isprintable() else " " for letter in str(error))[:MOST_WORDS]
+    return f"{record.topic}/{record.partition}@{record.offset}: {words}"
 
 
 def line(message: AnyMessage) -> str:
