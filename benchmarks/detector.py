@@ -37,7 +37,7 @@ from services.cli.broker import start_broker
 from services.detector.engine import TIMER_NS, Engine
 from services.detector.service import BATCH, Detector
 from shared import cluster, kafka, settings
-from shared.kafka import Headers, Record
+from shared.kafka import Record
 from shared.messages import read_tick
 from shared.topics import HOUR_MS, Topic
 
@@ -133,16 +133,10 @@ class Out:
         self.published = 0
 
     def publish(
-        self,
-        topic: str,
-        key: str | bytes | None,
-        value: bytes | None,
-        headers: Headers | None = None,
-        *,
-        then: Callable[[], None] | None = None,
+        self, topic: str, key: str | bytes | None, value: bytes | None, *, then: Callable[[], None] | None = None
     ) -> bool:
         self.published += 1
-        return self._publisher.publish(OUT, key, value, headers, then=then)
+        return self._publisher.publish(OUT, key, value, then=then)
 
 
 class Clock:

@@ -32,7 +32,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from common import report
 from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaException, TopicPartition
@@ -184,22 +184,23 @@ def cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / TICKS_A_S
 
 
-def thread_s(pid: int) -> dict[int, float]:
+class Ran(NamedTuple):
+    """Seconds of a thread so far: on a core, and ready to run without one (0 where the kernel does not say)."""
+
+    on_core_s: float
+    waited_s: float
+
+
+def threads_of(pid: int) -> dict[int, Ran]:
     """The same by thread."""
     found = {}
     with contextlib.suppress(OSError):
         for task in Path(f"/proc/{pid}/task").iterdir():
             fields = (task / "stat").read_text().rpartition(")")[2].split()
-            found[int(task.name)] = (int(fields[11]) + int(fields[12])) / TICKS_A_S
-    return found
-
-
-def waited_s(pid: int) -> dict[int, float]:
-    """How long each thread was ready to run and had no core; nothing where the kernel does not say."""
-    found = {}
-    with contextlib.suppress(OSError):
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            found[int(task.name)] = int((task / "schedstat").read_text().split()[1]) / 1e9
+            waited_s = 0.0
+            with contextlib.suppress(OSError):
+                waited_s = int((task / "schedstat").read_text().split()[1]) / 1e9
+            found[int(task.name)] = Ran((int(fields[11]) + int(fields[12])) / TICKS_A_S, waited_s)
     return found
 
 
@@ -217,29 +218,28 @@ class Load:
         self._groups = groups
         self._since = self._look()
 
-    def _look(self) -> tuple[float, dict[str, float], tuple[float, float, float], dict[int, float], dict[int, float]]:
-        threads: dict[int, float] = {}
-        waited: dict[int, float] = {}
+    def _look(self) -> tuple[float, dict[str, float], tuple[float, float, float], dict[int, Ran]]:
+        threads: dict[int, Ran] = {}
         for pid in self._groups["contestants"]:
-            threads |= thread_s(pid)
-            waited |= waited_s(pid)
+            threads |= threads_of(pid)
         used = {name: sum(map(cpu_s, pids)) for name, pids in self._groups.items()}
-        return time.perf_counter(), used, machine_s(), threads, waited
+        return time.perf_counter(), used, machine_s(), threads
 
     def read(self) -> tuple[dict[str, float], float, float]:
         """Cores by group, with all others, what was idle and what was stolen; of the contestants' busiest thread the
         share of a core that it had, and for which it waited."""
-        before, had, (busy, idle, stolen), old, old_waits = self._since
-        now, has, (busy_now, idle_now, stolen_now), new, new_waits = self._look()
+        before, had, (busy, idle, stolen), old = self._since
+        now, has, (busy_now, idle_now, stolen_now), new = self._look()
         seconds = now - before
         cores = {name: (has[name] - had[name]) / seconds for name in had}
         cores["others"] = max(0.0, (busy_now - busy) / seconds - sum(cores.values()))
         cores["idle"] = (idle_now - idle) / seconds
         cores["stolen"] = (stolen_now - stolen) / seconds
-        ran = {tid: (at - old.get(tid, 0.0)) / seconds for tid, at in new.items()}
-        most = max(ran, key=lambda tid: ran[tid], default=0)
-        waited = (new_waits.get(most, 0.0) - old_waits.get(most, 0.0)) / seconds
-        return cores, ran.get(most, 0.0), waited
+        none = Ran(0.0, 0.0)
+        ran = [
+            Ran(*((at - was) / seconds for at, was in zip(new[tid], old.get(tid, none), strict=True))) for tid in new
+        ]
+        return cores, *max(ran, default=none)  # the busiest
 
 
 # ---------------------------------------------------------------- contestants

@@ -121,7 +121,9 @@ def _write(record: kafka.Record, console: Console) -> str | None:
 
 
 def _problem(record: kafka.Record, error: Exception) -> str:
-    words = "".join(letter if letter.isprintable() else " " for letter in str(error))[:MOST_WORDS]
+    from services.cli.decisions.show import clean  # only here: it brings much along, and most never need it
+
+    words = clean(" ".join(str(error).split()))[:MOST_WORDS]
     return f"{record.topic}/{record.partition}@{record.offset}: {words}"
 
 
