@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
 	$$p -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help demo test lint types unit gateway chaos kubernetes audit format schemas generated bench fuzz soak lock clean
+.PHONY: help compiled demo test lint types unit gateway chaos kubernetes audit format schemas generated bench fuzz soak lock clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -19,6 +19,9 @@ $(READY): requirements/dev.txt pyproject.toml
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
+
+compiled: $(READY) ## compile the detector's tick path anew after a change of its source
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 
 demo: $(READY) ## everything on this machine, simulated; SECONDS=60 ends it, SEED=7 changes it, LIVE=1 uses real feeds
 	@$(VENV)/bin/arb demo $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(if $(LIVE),--live)
@@ -80,8 +83,10 @@ lock: $(READY) ## pin requirements/*.txt anew (needs pip-tools on the PATH)
 		pip-compile --quiet --strip-extras --allow-unsafe --generate-hashes --no-emit-options \
 		--no-header $$extra pyproject.toml \
 		-o requirements/$$(test -z "$$extra" && echo runtime || echo dev).txt; done
-	@echo hatchling | pip-compile --quiet --strip-extras --allow-unsafe --generate-hashes --no-emit-options --no-header \
-		--constraint requirements/dev.txt - -o requirements/build.txt
+	@for file in build compiler; do \
+		{ test $$file = build && printf '%s\n' hatchling cython setuptools || echo ziglang; } | \
+		pip-compile --quiet --strip-extras --allow-unsafe --generate-hashes --no-emit-options --no-header \
+		--constraint requirements/dev.txt - -o requirements/$$file.txt; done
 
 clean: ## remove the virtual environment and caches of the tools (not Kafka's jars)
 	@rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -554,13 +554,17 @@ def decode(value: bytes | None) -> AnyMessage:
 # ---------------------------------------------------------------- the hot path's reader
 
 
+_Whole = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+_Moment = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+
+
 class _Tick(msgspec.Struct, tag_field="kind", gc=False):
     """What every message of a tick topic and of fx-rates begins with."""
 
     exchange: str
     symbol: str
-    sequence: int
-    received_ns: int
+    sequence: _Whole
+    received_ns: _Moment
 
 
 class BookTick(_Tick, tag="book", gc=False):
@@ -582,7 +586,7 @@ class HealthTick(_Tick, tag="health", gc=False):
     """A `health`: what a detector needs of it."""
 
     state: str
-    alive_ns: int
+    alive_ns: _Moment
     lot_step: str | None = None
     min_size: str | None = None
     min_notional: str | None = None

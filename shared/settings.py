@@ -25,7 +25,7 @@ from shared import secrets, symbols
 from shared.errors import SettingsError, UnknownExchange
 
 PREFIX = "ARB_"
-NOT_SETTINGS = ("ARB_CONFIG", "ARB_TEST_BROKER", "ARB_TEST_LITELLM", "ARB_CACHE_DIR")
+NOT_SETTINGS = ("ARB_CONFIG", "ARB_TEST_BROKER", "ARB_TEST_LITELLM", "ARB_CACHE_DIR", "ARB_PLAIN")
 """Variables of ours that are read elsewhere: settings file, the tests' broker and gateway, cache folder."""
 
 Bps = Annotated[Decimal, Field(ge=-10_000, le=100_000)]

@@ -5,6 +5,8 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, NamedTuple
 
 from services.detector.context import Volatility
+from services.detector.plain import NO_ASK, NO_BID
+from services.detector.quiet import BookTop, Quote
 from shared import metrics, symbols
 from shared.errors import UndecodableRecord
 from shared.fees import taker_fee
@@ -13,7 +15,6 @@ from shared.settings import ExchangeSettings, Fee
 
 if TYPE_CHECKING:
     from services.detector.coin import Coin
-    from services.detector.gap import Gap
 
 Key = tuple[str, str]
 """Exchange and symbol."""
@@ -41,9 +42,6 @@ class OrderTerms(NamedTuple):
     min_notional: Decimal | None = None
 
 
-NONE_BID, NONE_ASK = 0.0, float("inf")
-"""Best prices of an empty side: nothing ever crosses with them."""
-
 LEAST, MOST = 1e-18, 1e18
 """No price or size of any coin lies beyond; what does would only break the arithmetic later, far from its record."""
 
@@ -61,7 +59,7 @@ def tops_of(tick: BookTick) -> Tops:
     try:  # the first price, without looking at what follows: `levels` will
         bid, ask = float(bids[2 : bids.index(b",", 2)]), float(asks[2 : asks.index(b",", 2)])
     except ValueError:  # an empty side, blanks, or no level at all
-        return bids, asks, _first(bids, NONE_BID), _first(asks, NONE_ASK)
+        return bids, asks, _first(bids, NO_BID), _first(asks, NO_ASK)
     if not (LEAST <= bid <= MOST and LEAST <= ask <= MOST):
         _check(bid)
         _check(ask)
@@ -94,74 +92,47 @@ def _term(text: str | None) -> Decimal | None:
     return found or None
 
 
-class HeldBook:
-    """The newest book of one symbol on one exchange.
-
-    `best_bid` and `best_ask` are 0 and infinity while there is no book, so that nothing ever crosses with it.
-    `touched_ns` is the `received_ns` of the newest message about it; `fx` the rate of its quote currency (bid, ask);
-    `coin` all books of its base asset, and `slot` its place among them; `gaps` what is open or pending between it and
-    others of them.
-    """
+class HeldBook(BookTop):
+    """The newest book of one symbol on one exchange, what is known of its orders and fees, its levels when asked."""
 
     __slots__ = (
         "_asks",
-        "_asks_text",
         "_bids",
-        "_bids_text",
         "_exact_asks",
         "_exact_bids",
+        "_read_version",
         "_terms",
         "_terms_text",
-        "alive_ns",
         "base",
-        "best_ask",
-        "best_bid",
         "buy_factor",
-        "coin",
         "exchange",
         "fee_day",
         "fee_fraction",
         "fee_in_base",
-        "fx",
-        "gaps",
         "key",
         "quote",
-        "received_ns",
         "sell_factor",
-        "sequence",
         "settings",
-        "slot",
-        "state",
         "symbol",
         "terms",
-        "touched_ns",
-        "version",
         "volatility",
     )
 
+    coin: "Coin"
+    fx: "Fx"
+
     def __init__(self, exchange: str, symbol: str, settings: ExchangeSettings, fx: "Fx") -> None:
+        super().__init__(fx)
         self.exchange = exchange
         self.symbol = symbol
         self.key: Key = (exchange, symbol)
         self.base, self.quote = symbols.split(symbol)
         self.settings = settings
-        self.coin: Coin
-        self.gaps: list[Gap] = []
-        self.slot = 0
-        self.fx = fx
-        self.sequence = -1
-        self.version = 0
-        self.state = "syncing"
-        self.alive_ns = 0
-        self.received_ns = 0
-        self.touched_ns = 0
-        self._bids_text = self._asks_text = b"[]"
+        self._read_version = -1
         self._bids: list[Level] | None = None
         self._asks: list[Level] | None = None
         self._exact_bids: list[tuple[Decimal, Decimal]] | None = None
         self._exact_asks: list[tuple[Decimal, Decimal]] | None = None
-        self.best_bid = NONE_BID
-        self.best_ask = NONE_ASK
         self.terms = self._terms = OrderTerms()
         self._terms_text: tuple[str | None, ...] = (None, None, None)
         self.volatility = Volatility()
@@ -171,38 +142,48 @@ class HeldBook:
         self.buy_factor, self.sell_factor = float("inf"), 0.0
 
     def on_book(self, received_ns: int, tops: "Tops") -> None:
-        """A book is itself a proof of life, and only live books are published."""
-        self._bids_text, self._asks_text, self.best_bid, self.best_ask = tops
-        self._bids = self._asks = None
-        self._exact_bids = self._exact_asks = None
-        self.version += 1
-        self.received_ns = self.alive_ns = self.touched_ns = received_ns
-        self.state = "live"
-        if received_ns >= self.volatility.next_ns and self.best_bid > 0 and self.best_ask < NONE_ASK:
-            self.volatility.add(received_ns, (self.best_bid + self.best_ask) / 2)
+        """Take in what `tops_of` has read."""
+        self.put(received_ns, *tops)
+        if received_ns >= self.next_mid_ns and self.best_bid > NO_BID and self.best_ask < NO_ASK:
+            self.note_mid()
+
+    def note_mid(self) -> None:
+        """Keep the mid price of now for the volatility."""
+        self.next_mid_ns = self.volatility.add(self.received_ns, (self.best_bid + self.best_ask) / 2)
+
+    def _renew(self) -> None:
+        """Forget the levels that were read of an earlier book."""
+        if self._read_version != self.version:
+            self._read_version = self.version
+            self._bids = self._asks = None
+            self._exact_bids = self._exact_asks = None
 
     @property
     def bids(self) -> list[Level]:
         """Best first; read when something looks at them."""
+        self._renew()
         if self._bids is None:
-            self._bids = self._read(self._bids_text)
+            self._bids = self._read(self.bids_text)
         return self._bids
 
     @property
     def asks(self) -> list[Level]:
         """Best first; read when something looks at them."""
+        self._renew()
         if self._asks is None:
-            self._asks = self._read(self._asks_text)
+            self._asks = self._read(self.asks_text)
         return self._asks
 
     def exact_bids(self) -> list[tuple[Decimal, Decimal]]:
         """As `bids`, in decimals; made once for all gaps that look at it."""
+        self._renew()
         if self._exact_bids is None:
             self._exact_bids = exact(self.bids)
         return self._exact_bids
 
     def exact_asks(self) -> list[tuple[Decimal, Decimal]]:
         """As `asks`, in decimals; made once for all gaps that look at it."""
+        self._renew()
         if self._exact_asks is None:
             self._exact_asks = exact(self.asks)
         return self._exact_asks
@@ -296,14 +277,14 @@ def pair_crosses(buy: HeldBook, sell: HeldBook) -> bool:
     return bid > ask or (sell.fx is not buy.fx and bid * sell.fx.bid > ask * buy.fx.ask)
 
 
-class Fx:
+class Fx(Quote):
     """The conversion of one quote currency to USD in use now, shared by all books that are quoted in it.
 
     `rate` is None for USD itself and where none is usable; `known` whether there is any at all (a stale one); `version`
     that of `Rates` when it last changed, `since_ns` the moment of that.
     """
 
-    __slots__ = ("ask", "bid", "known", "looked_ns", "quote", "rate", "since_ns", "version")
+    __slots__ = ("known", "looked_ns", "quote", "rate", "since_ns", "version")
 
     def __init__(self, quote: str) -> None:
         self.quote = quote
@@ -383,7 +364,7 @@ class Rates:
         known = False
         for exchange in self._order:
             rate = self._held.get((exchange, symbol))
-            if rate is None or not 0 < rate.bid <= rate.ask < NONE_ASK:
+            if rate is None or not 0 < rate.bid <= rate.ask < NO_ASK:
                 continue
             known = True
             if rate.state == "live" and now_ns - rate.received_ns <= self._max_silence_ns:

@@ -51,19 +51,16 @@ class Trades:
 class Volatility:
     """Mid prices of one book, one a second, over a sliding minute."""
 
-    __slots__ = ("_mids", "next_ns")
+    __slots__ = ("_mids",)
 
     def __init__(self) -> None:
         self._mids: deque[tuple[int, float]] = deque(maxlen=61)
-        self.next_ns = 0
-        """Before this nothing needs to be added."""
 
-    def add(self, received_ns: int, mid: float) -> None:
-        """Keep the first mid of each second."""
-        if received_ns >= self.next_ns:
-            second = received_ns // SECOND_NS
-            self.next_ns = (second + 1) * SECOND_NS
-            self._mids.append((second, mid))
+    def add(self, received_ns: int, mid: float) -> int:
+        """Keep the mid of a second; before which moment no other needs to be added."""
+        second = received_ns // SECOND_NS
+        self._mids.append((second, mid))
+        return (second + 1) * SECOND_NS
 
     def bps_1m(self, now_ns: int) -> Decimal | None:
         """Root of the summed squared log returns, scaled to a minute, in bps; None below ten seconds of data.

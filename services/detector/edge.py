@@ -241,23 +241,23 @@ def evaluate(
     """
     if not asks or not bids:
         return nothing((Reason.DEPTH,), None, None, None)
-    tops = _bps(asks[0][0], bids[0][0] * _kept(buy), ONE, _kept(buy), buy, sell, closed_loop)
     best = walk(asks, bids, buy, sell, caps)
+    if best.sold == 0 and best.ended == "margin":
+        return _refused(_eaten_by(asks[0][0], bids[0][0], buy, sell), asks, bids, buy, sell, closed_loop)
     if best.sold == 0:
-        if best.ended == "margin":
-            return nothing(_eaten_by(asks[0][0], bids[0][0], buy, sell), *tops)
-        return nothing((Reason.BALANCE if best.ended == "balance" else Reason.DEPTH,), *tops)
+        reason = Reason.BALANCE if best.ended == "balance" else Reason.DEPTH
+        return _refused((reason,), asks, bids, buy, sell, closed_loop)
     size, sell_size = _in_lots(best, buy, sell)
     if sell_size == 0:
-        return nothing((Reason.LOT,), *tops)
+        return _refused((Reason.LOT,), asks, bids, buy, sell, closed_loop)
     bought, sold = take(asks, size), take(bids, sell_size)
     with decimal.localcontext(EXACT):
         notional, proceeds = bought.quote * buy.rate, sold.quote * sell.rate
         profit = proceeds * (1 - sell.fee) - notional * _quote_factor(buy)
     if profit <= 0:  # the coins that are bought for the fee and cannot be sold in lots
-        return nothing((Reason.LOT,), *tops)
+        return _refused((Reason.LOT,), asks, bids, buy, sell, closed_loop)
     if _too_small(size, notional, buy) or _too_small(sell_size, proceeds, sell):
-        return nothing((Reason.MIN_NOTIONAL,), *tops)
+        return _refused((Reason.MIN_NOTIONAL,), asks, bids, buy, sell, closed_loop)
     return Evaluation(
         (),
         size,
@@ -279,6 +279,14 @@ def nothing(
     reasons: tuple[Reason, ...], naive: Decimal | None, net: Decimal | None, closed: Decimal | None
 ) -> Evaluation:
     return Evaluation(reasons, ZERO, ZERO, ZERO, ZERO, naive, net, closed, None, None, None, None, 0, 0, None)
+
+
+def _refused(
+    reasons: tuple[Reason, ...], asks: Levels, bids: Levels, buy: Side, sell: Side, closed_loop: Decimal | None
+) -> Evaluation:
+    """Worth nothing; the bps are those of the tops."""
+    kept = _kept(buy)
+    return nothing(reasons, *_bps(asks[0][0], bids[0][0] * kept, ONE, kept, buy, sell, closed_loop))
 
 
 def rounded_bps(value: Decimal) -> Decimal:

@@ -18,6 +18,7 @@ from services.detector.coin import Coin
 from services.detector.gap import NEVER_NS, Gap
 from services.detector.lifecycle import Lifecycle
 from services.detector.outcomes import Outcomes
+from services.detector.quiet import Quiet
 from services.detector.verdict import MS, Judge
 from shared import metrics
 from shared.messages import BookTick, DelayedEdge, HealthTick, Opportunity, RateTick, Rejection, Tick, TradeTick
@@ -49,6 +50,7 @@ class Engine:
         self._judge = Judge(settings, self._rates)
         self._lifecycle = Lifecycle(detector, self._judge)
         self._outcomes = Outcomes(detector.outcome_delays_ms, self._judge)
+        self._quiet = Quiet()
         self._books: dict[Key, HeldBook] = {}
         self._coins: dict[str, Coin] = {}
         self._open: dict[str, Coin] = {}
@@ -58,6 +60,15 @@ class Engine:
         self._bridge_moved = False
         self.crossings = {"opened": 0, "accepted": 0, "rejected": 0}
         """Gross crossings seen, and what became of those that are over."""
+
+    def take_quiet(self, values: list[bytes | None], at: int, now_ns: int, sure_ns: int) -> tuple[int, int]:
+        """Take in quiet ticks (see `quiet`) from `values[at]` on; where the first other record is, and the moment.
+
+        Args:
+            now_ns: The newest moment so far.
+            sure_ns: A tick that was received later may be from the future: it is left to the caller.
+        """
+        return self._quiet.take(values, at, now_ns, sure_ns, self._outcomes.next_ns, self._rates.version)
 
     def on_message(self, tick: Tick, now_ns: int, *, silent: bool = False) -> list[Event]:
         """Take in a `book`, `trade`, `health` or `rate`.
@@ -90,7 +101,7 @@ class Engine:
         coin = book.coin
         if tops is not None:
             book.on_book(tick.received_ns, tops)
-            crossing = coin.moved(book, self._rates)
+            crossing = coin.moved(book, self._rates.version)
         elif terms is not None:
             was_usable = self._judge.usable(book, now_ns)  # a live one may have been silent for too long
             version = book.version
@@ -123,7 +134,7 @@ class Engine:
         if self._rates.version != self._rates_seen:
             seen, self._rates_seen = self._rates_seen, self._rates.version
             for coin in self._coins.values():
-                if coin.owned and coin.crosses_converted(self._rates):
+                if coin.owned and coin.crosses_converted(self._rates.version):
                     for book in coin.books:
                         events += self._judge_peers(coin, book, now_ns, None)
             for coin in list(self._open.values()):
@@ -189,6 +200,7 @@ class Engine:
             if base not in self._bridges:
                 for book in self._coins.pop(base).books:
                     del self._books[book.key]
+                    self._quiet.forget(*book.key)
         for base, coin in self._coins.items():
             coin.owned = owned(base)
 
@@ -227,7 +239,8 @@ class Engine:
         coin = self._coins.get(base)
         if coin is None:
             coin = self._coins[base] = Coin(base, owned=owned, bridge=base in self._bridges)
-        coin.add(book, bridged=quote in self._bridges)
+        coin.hold(book, bridged=quote in self._bridges)
+        self._quiet.know(exchange, symbol, book)
         return book
 
     def _gap_of(self, message: Opportunity) -> Gap | None:

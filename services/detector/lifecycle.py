@@ -348,8 +348,8 @@ def _leg_fields(
         "levels": levels,
         "alive_age_ms": (now_ns - book.alive_ns) // MS,
         "book_age_ms": (now_ns - book.received_ns) // MS,
-        "bids": [(price, size) for price, size in book.bids[:TOP]],
-        "asks": [(price, size) for price, size in book.asks[:TOP]],
+        "bids": book.bids[:TOP],
+        "asks": book.asks[:TOP],
         "fee_in_base": book.fee_in_base,
     }
 

@@ -8,9 +8,10 @@ from decimal import Decimal
 from typing import Literal, NamedTuple
 
 from services.detector import cycle, edge
-from services.detector.books import NONE_ASK, NONE_BID, Fx, HeldBook, Rates, fee_on, pair_crosses
+from services.detector.books import Fx, HeldBook, Rates, fee_on, pair_crosses
 from services.detector.edge import BPS, ONE, BridgeFill, Caps, Evaluation, Side
 from services.detector.gap import NEVER_NS, Gap
+from services.detector.plain import NO_ASK, NO_BID
 from shared.messages import Limit, RateTick, Reason
 from shared.settings import DetectorSettings, Settings
 
@@ -72,9 +73,7 @@ class Judge:
 
     def is_empty(self, gap: Gap) -> bool:
         """Whether a side that it needs has no level."""
-        return not (
-            gap.sell.best_bid > NONE_BID and gap.buy.best_ask < NONE_ASK and NONE_BID < self._through(gap) < NONE_ASK
-        )
+        return not (gap.sell.best_bid > NO_BID and gap.buy.best_ask < NO_ASK and NO_BID < self._through(gap) < NO_ASK)
 
     def fails_ns(self, gap: Gap, now_ns: int) -> int:
         """The next moment at which silence alone makes a leg stale or its book too old."""

@@ -21,6 +21,7 @@ from shared.kafka.clients import (
 from shared.kafka.groups import UNEQUAL_S, CoAssignment, PartitionShare, Place, TicksReader, co_partitioned
 from shared.kafka.publishing import MOST_DEAD_BYTES, DeliveryError, Publisher, dead_letter
 from shared.kafka.reading import (
+    Batch,
     Headers,
     Reader,
     Record,
@@ -39,6 +40,7 @@ from shared.kafka.thread import ConsumerThread
 __all__ = [
     "MOST_DEAD_BYTES",
     "UNEQUAL_S",
+    "Batch",
     "CoAssignment",
     "Config",
     "ConsumerThread",

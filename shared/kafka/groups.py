@@ -9,7 +9,7 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 from shared import metrics
 from shared.errors import AccessRefused, BrokerUnavailable, TopicMismatch
 from shared.kafka.clients import Config, is_incremental
-from shared.kafka.reading import Record, Span, partitions_of, patiently, positions, read
+from shared.kafka.reading import Batch, Span, partitions_of, patiently, positions, read, read_batch
 
 log = structlog.get_logger()
 
@@ -59,19 +59,17 @@ class TicksReader:
             list(topics), on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost_to_others
         )
 
-    def read(self, limit: int, wait_s: float) -> list[Record]:
+    def read(self, limit: int, wait_s: float) -> Batch:
         """Records as they are there; see `read`.
 
         Raises:
             TopicMismatch: the assignment does not bring all exchanges of a coin together.
         """
-        records = read(self._consumer, limit, wait_s)
+        records = read_batch(self._consumer, limit, wait_s)
         if self._error is not None:
             raise self._error
         self._held.check()
-        if self._oldest_ms:
-            return [record for record in records if record.timestamp_ms >= self._oldest_ms]
-        return records
+        return records.since(self._oldest_ms) if self._oldest_ms else records
 
     def close(self) -> None:
         self._consumer.close()

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar, overload
 
 import structlog
 from confluent_kafka import (
@@ -59,8 +59,41 @@ def _record(message: Message) -> Record:
     return tuple.__new__(Record, fields)  # as `Record(*fields)`, which costs as much as all of the above
 
 
+class Batch(Sequence[Record]):
+    """Records as they were read. Each is made of its message when it is asked for: of most only the value is looked at.
+
+    Attributes:
+        values: Of all of them.
+    """
+
+    __slots__ = ("_messages", "values")
+
+    def __init__(self, messages: list[Message], values: list[bytes | None] | None = None) -> None:
+        self._messages = messages
+        self.values = [message.value() for message in messages] if values is None else values
+
+    def __len__(self) -> int:
+        return len(self._messages)
+
+    @overload
+    def __getitem__(self, at: int) -> Record: ...
+    @overload
+    def __getitem__(self, at: slice) -> "Batch": ...
+    def __getitem__(self, at: int | slice) -> "Record | Batch":
+        return _record(self._messages[at]) if isinstance(at, int) else Batch(self._messages[at], self.values[at])
+
+    def since(self, oldest_ms: int) -> "Batch":
+        """Those that are not older."""
+        return Batch([message for message in self._messages if message.timestamp()[1] >= oldest_ms])
+
+
 def read(consumer: Consumer, limit: int = 500, wait_s: float = READ_WAIT_S) -> list[Record]:
-    """What is there now, at most `limit` records, waiting up to `wait_s` for the first.
+    """What is there now, at most `limit` records, waiting up to `wait_s` for the first; raises as `read_batch`."""
+    return list(read_batch(consumer, limit, wait_s))
+
+
+def read_batch(consumer: Consumer, limit: int, wait_s: float) -> Batch:
+    """As `read`, the records made when they are asked for.
 
     Raises:
         TopicMismatch: a subscribed topic does not exist.
@@ -69,19 +102,15 @@ def read(consumer: Consumer, limit: int = 500, wait_s: float = READ_WAIT_S) -> l
     try:
         first = consumer.poll(wait_s)
         if first is None:
-            return []
+            return Batch([])
         messages = [first, *consumer.consume(limit - 1, 0)] if limit > 1 else [first]
     except KafkaException as fatal:
         _check(fatal.args[0])
         raise BrokerUnavailable(f"Kafka: {fatal.args[0].str()}") from None
-    records = []
-    for message in messages:
-        error = message.error()
-        if error is None:
-            records.append(_record(message))
-        else:
-            _check(error)
-    return records
+    errors = [error for message in messages if (error := message.error()) is not None]
+    for error in errors:
+        _check(error)
+    return Batch([message for message in messages if message.error() is None] if errors else messages)
 
 
 def _check(error: KafkaError) -> None:
@@ -342,8 +371,8 @@ class Reader:
         self._consumer = Consumer(config)
         self._consumer.assign(partitions)
 
-    def read(self, limit: int, wait_s: float) -> list[Record]:
-        return read(self._consumer, limit, wait_s)
+    def read(self, limit: int, wait_s: float) -> Batch:
+        return read_batch(self._consumer, limit, wait_s)
 
     def close(self) -> None:
         self._consumer.close()

@@ -14,6 +14,11 @@ def pins(name: str) -> dict[str, set[str]]:
     return {package: set(re.findall(r"[0-9a-f]{64}", hashes)) for package, hashes in found}
 
 
+def test_the_compiler_is_pinned():
+    (package,) = pins("compiler.txt")
+    assert package.startswith("ziglang==")
+
+
 def test_what_builds_the_wheel_is_pinned_as_for_development():
     build, development = pins("build.txt"), pins("dev.txt")
     assert any(package.startswith("hatchling==") for package in build)

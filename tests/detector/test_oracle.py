@@ -14,6 +14,7 @@ from functools import lru_cache
 from itertools import count
 from typing import Any, NamedTuple
 
+import orjson
 import pytest
 
 from services.detector import cycle, edge, lifecycle
@@ -314,7 +315,8 @@ class Both:
         self.until(message["received_ns"])
         self.now_ns = message["received_ns"]
         news = self.naive.take(message, self.now_ns)
-        self._keep(self.engine.on_message(as_tick(message), self.now_ns))
+        taken, _ = self.engine.take_quiet([orjson.dumps(message)], 0, self.now_ns, self.now_ns)
+        self._keep([] if taken else self.engine.on_message(as_tick(message), self.now_ns))
         if news:
             # What a rate or a bridge's book brings the timer finds; a proof of life bears on nothing but what is open.
             key, book = (message["exchange"], message["symbol"]), message["kind"] == "book"

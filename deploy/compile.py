@@ -1,0 +1,56 @@
+"""Compile what has a compiled part (`services/detector/_quiet.pyx`), where there is a C compiler.
+
+Hatchling calls it for every wheel, so `make` and the image have it. Without a compiler or Python's headers all works
+as well, only slower: a line says so. The image brings a compiler of its own, pinned as all packages are (`ziglang`).
+"""
+
+import contextlib
+import hashlib
+import importlib.util
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from Cython.Build import cythonize
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+from setuptools import Distribution, Extension
+from setuptools.errors import CompileError, LinkError
+
+NAME = "services.detector._quiet"
+
+
+def compiled(root: Path) -> Path:
+    """The module beside its source, made of it.
+
+    Raises:
+        CompileError, LinkError: there is no compiler, or it refuses.
+    """
+    if importlib.util.find_spec("ziglang") is not None:
+        os.environ["CC"] = f"{sys.executable} -m ziglang cc"
+        os.environ["LDSHARED"] = f"{os.environ['CC']} -shared"
+    source = root.joinpath(*NAME.split(".")).with_suffix(".pyx")
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    with tempfile.TemporaryDirectory(prefix="arbiter-") as folder, contextlib.chdir(root):
+        extension = Extension(NAME, [str(source.relative_to(root))], define_macros=[("QUIET_SOURCE", f'"{digest}"')])
+        made = cythonize([extension], build_dir=folder, quiet=True)
+        command = Distribution({"name": "arbiter", "ext_modules": made}).get_command_obj("build_ext")
+        command.inplace, command.build_temp, command.build_lib = True, folder, folder
+        command.ensure_finalized()
+        command.run()
+        return Path(command.get_ext_fullpath(NAME))
+
+
+class CompileHook(BuildHookInterface[Any]):
+    """Puts the compiled module into the wheel, which is then one for this Python and machine only."""
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        try:
+            module = compiled(Path(self.root))
+        except (CompileError, LinkError) as error:
+            self.app.display_warning(f"not compiled, the detector will be slower: {error}")
+            return
+        build_data["artifacts"].append(str(module.relative_to(self.root)))
+        build_data["pure_python"] = False
+        build_data["infer_tag"] = True

@@ -1,0 +1,372 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""The same as `plain`, compiled, and what makes it worth it: `Quiet.take`. What the names mean is said there."""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.dict cimport PyDict_GetItem
+from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
+from cpython.object cimport PyObject
+from libc.stdlib cimport free, realloc
+from libc.string cimport memcmp
+
+cdef extern from *:
+    const char *QUIET_SOURCE  # defined when it is compiled
+
+SOURCE = QUIET_SOURCE.decode()
+"""SHA-256 of the source that this was compiled from."""
+
+cdef double NO_BID = 0.0
+cdef double NO_ASK = float("inf")
+cdef double LEAST = 1e-18
+cdef double MOST = 1e18
+cdef str LIVE = "live"
+cdef unsigned long long BIGGEST = 2 ** 63 - 1
+
+cdef unsigned long long EXACT_INTEGERS = 2 ** 53
+cdef enum:
+    EXACT_POWERS = 23
+cdef double POWERS[EXACT_POWERS]  # 10 ** n: up to 22 a double holds it exactly
+cdef int _n
+for _n in range(EXACT_POWERS):
+    POWERS[_n] = float(10 ** _n)
+
+
+cdef class Quote:
+    cdef public double bid
+    cdef public double ask
+
+
+cdef class BookTop:
+    cdef public double best_bid, best_ask
+    cdef public long long sequence, version
+    cdef public long long received_ns, alive_ns, touched_ns, next_mid_ns
+    cdef public Py_ssize_t slot
+    cdef public str state
+    cdef public list gaps
+    cdef public CoinTops coin
+    cdef public Quote fx
+    cdef bytes _value, _bids, _asks
+    cdef Py_ssize_t _bids_at, _bids_end, _asks_at, _asks_end
+
+    def __init__(self, Quote fx):
+        self.fx = fx
+        self.gaps = []
+        self.state = "syncing"
+        self.sequence = -1
+        self._bids = self._asks = b"[]"
+        self.best_bid, self.best_ask = NO_BID, NO_ASK
+
+    def put(self, long long received_ns, bytes bids, bytes asks, double best_bid, double best_ask):
+        self._value, self._bids, self._asks = None, bids, asks
+        self.best_bid, self.best_ask = best_bid, best_ask
+        self.version += 1
+        self.received_ns = self.alive_ns = self.touched_ns = received_ns
+        self.state = LIVE
+
+    @property
+    def bids_text(self):
+        if self._value is None:
+            return self._bids
+        return self._value[self._bids_at:self._bids_end]
+
+    @property
+    def asks_text(self):
+        if self._value is None:
+            return self._asks
+        return self._value[self._asks_at:self._asks_end]
+
+
+cdef class CoinTops:
+    cdef public bint owned, bridge, bridged, mixed
+    cdef public list books
+    cdef long long _version
+    cdef double *_prices  # bids, asks, and both in USD, each of _room places
+    cdef Py_ssize_t _count, _room
+
+    def __init__(self, *, bint owned, bint bridge):
+        self.owned, self.bridge = owned, bridge
+        self.books = []
+        self._version = -1
+
+    def __dealloc__(self):
+        free(self._prices)
+
+    def add(self, BookTop book):
+        book.coin, book.slot = self, self._count
+        self.books.append(book)
+        cdef Py_ssize_t room = max(8, 2 * self._room), at
+        cdef double *prices
+        if self._count == self._room:
+            prices = <double *>realloc(self._prices, 4 * room * sizeof(double))
+            if prices == NULL:
+                raise MemoryError
+            self._prices, self._room = prices, room
+        self._count += 1
+        for at in range(self._count):  # the rows stand elsewhere now
+            self._note(at, (<BookTop>self.books[at]).best_bid, (<BookTop>self.books[at]).best_ask)
+        self._version = -1
+
+    cdef void _note(self, Py_ssize_t slot, double bid, double ask) noexcept:
+        self._prices[slot] = bid
+        self._prices[self._room + slot] = ask
+
+    cdef void _note_usd(self, Py_ssize_t slot, double bid, double ask, Quote fx) noexcept:
+        self._prices[2 * self._room + slot] = bid * fx.bid
+        self._prices[3 * self._room + slot] = ask * fx.ask
+
+    cdef void _convert(self, long long version):
+        cdef BookTop book
+        cdef Py_ssize_t at
+        if self._version != version:
+            self._version = version
+            for at in range(self._count):
+                book = <BookTop>PyList_GET_ITEM(self.books, at)
+                self._note_usd(at, book.best_bid, book.best_ask, book.fx)
+
+    cdef bint _crosses(self, Py_ssize_t row, Py_ssize_t slot, double bid, double ask) noexcept:
+        """Whether prices of the book in `slot` cross those of any book; `row` is that of the bids, of the asks next."""
+        cdef double *bids = self._prices + row * self._room
+        cdef double *asks = bids + self._room
+        cdef Py_ssize_t at
+        if bid > ask:
+            return True
+        for at in range(self._count):
+            if at != slot and (bids[at] > ask or bid > asks[at]):
+                return True
+        return False
+
+    cdef bint _would_cross(self, BookTop book, double bid, double ask, long long version):
+        if self.mixed:
+            self._convert(version)
+            if self._crosses(2, book.slot, bid * book.fx.bid, ask * book.fx.ask):
+                return True
+        return self._crosses(0, book.slot, bid, ask)
+
+    cdef void _moved(self, BookTop book) noexcept:
+        self._note(book.slot, book.best_bid, book.best_ask)
+        if self.mixed:
+            self._note_usd(book.slot, book.best_bid, book.best_ask, book.fx)
+
+    def moved(self, BookTop book, long long version):
+        cdef bint crosses = self._would_cross(book, book.best_bid, book.best_ask, version)
+        self._moved(book)
+        return crosses
+
+    def crosses_converted(self, long long version):
+        cdef double bid = NO_BID, ask = NO_ASK
+        cdef Py_ssize_t at
+        if not self.mixed:
+            return False
+        self._convert(version)
+        for at in range(self._count):
+            bid = max(bid, self._prices[2 * self._room + at])
+            ask = min(ask, self._prices[3 * self._room + at])
+        return bid > ask
+
+
+# ---------------------------------------------------------------- the text of a book, as our collectors write it
+
+cdef inline const char *after(const char *at, const char *end, const char *words, Py_ssize_t count) noexcept:
+    """Behind `words`; NULL if they do not stand here."""
+    if at == NULL or end - at < count or memcmp(at, words, count) != 0:
+        return NULL
+    return at + count
+
+
+cdef inline const char *name(const char *at, const char *end) noexcept:
+    """At the closing quote of a plain text; NULL where it is not plain."""
+    if at == NULL:
+        return NULL
+    while at < end and at[0] != c'"':
+        if at[0] == c"\\":
+            return NULL
+        at += 1
+    return at if at < end else NULL
+
+
+cdef inline const char *whole(const char *at, const char *end, long long *found) noexcept:
+    """Behind a whole number below 2 ** 63; NULL if there is none."""
+    cdef const char *first = at
+    cdef unsigned long long number = 0
+    if at == NULL:
+        return NULL
+    while at < end and c"0" <= at[0] <= c"9":
+        number = number * 10 + <unsigned long long>(at[0] - c"0")
+        at += 1
+        if at - first > 19:
+            return NULL
+    if at == first or (first[0] == c"0" and at - first > 1) or number > BIGGEST:
+        return NULL
+    found[0] = <long long>number
+    return at
+
+
+cdef inline const char *digits(const char *at, const char *end) noexcept:
+    while at < end and c"0" <= at[0] <= c"9":
+        at += 1
+    return at
+
+
+cdef inline const char *number(const char *at, const char *end) noexcept:
+    """Behind a JSON number without a sign; NULL if there is none."""
+    cdef const char *first = at
+    at = digits(at, end)
+    if at == first or (first[0] == c"0" and at - first > 1):
+        return NULL
+    if at < end and at[0] == c".":
+        first = at + 1
+        at = digits(first, end)
+        if at == first:
+            return NULL
+    if at < end and (at[0] == c"e" or at[0] == c"E"):
+        at += 1
+        if at < end and (at[0] == c"-" or at[0] == c"+"):
+            at += 1
+        first = at
+        at = digits(at, end)
+        if at == first:
+            return NULL
+    return at
+
+
+cdef inline bint value(const char *at, const char *end, double *found) noexcept:
+    """The double nearest to a JSON number, where that is certain by one division or product: both exact."""
+    cdef unsigned long long mantissa = 0
+    cdef int count = 0, power = 0, written = 0, sign = 1
+    cdef bint fraction = False
+    while at < end:
+        if at[0] == c".":
+            fraction = True
+        elif at[0] == c"e" or at[0] == c"E":
+            at += 1
+            break
+        else:
+            count += mantissa > 0 or at[0] != c"0"
+            if count > 18:
+                return False
+            mantissa = mantissa * 10 + <unsigned long long>(at[0] - c"0")
+            power -= fraction
+        at += 1
+    while at < end:
+        if at[0] == c"-":
+            sign = -1
+        elif at[0] != c"+":
+            written = written * 10 + (at[0] - c"0")
+            if written > 400:
+                return False
+        at += 1
+    power += sign * written
+    if mantissa > (EXACT_INTEGERS) or not -EXACT_POWERS < power < EXACT_POWERS:
+        return False
+    found[0] = <double>mantissa / POWERS[-power] if power < 0 else <double>mantissa * POWERS[power]
+    return True
+
+
+cdef const char *side(const char *at, const char *end, double *best) noexcept:
+    """Behind a list of at least one [price, size]; NULL if it is none. `best` is the first price."""
+    cdef const char *first
+    cdef bint top = True
+    if at == NULL or end - at < 2 or at[0] != c"[":
+        return NULL
+    at += 1
+    while True:
+        if at >= end or at[0] != c"[":
+            return NULL
+        first = at + 1
+        at = number(first, end)
+        if at == NULL or at >= end or at[0] != c",":
+            return NULL
+        if top:
+            top = False
+            if not value(first, at, best) or not LEAST <= best[0] <= MOST:
+                return NULL
+        at = number(at + 1, end)
+        if at == NULL or end - at < 2 or at[0] != c"]":
+            return NULL
+        at += 1
+        if at[0] == c"]":
+            return at + 1
+        if at[0] != c",":
+            return NULL
+        at += 1
+
+
+cdef class Quiet:
+    cdef dict _books
+
+    def __init__(self):
+        self._books = {}
+
+    def know(self, str exchange, str symbol, BookTop book):
+        self._books[f'{exchange}","symbol":"{symbol}'.encode()] = book
+
+    def forget(self, str exchange, str symbol):
+        del self._books[f'{exchange}","symbol":"{symbol}'.encode()]
+
+    def take(self, list values, Py_ssize_t at, long long now_ns, long long sure_ns, long long until_ns,
+             long long version):
+        cdef Py_ssize_t count = PyList_GET_SIZE(values)
+        while at < count and self._take(<object>PyList_GET_ITEM(values, at), &now_ns, sure_ns, until_ns, version):
+            at += 1
+        return at, now_ns
+
+    cdef bint _take(self, object record, long long *now_ns, long long sure_ns, long long until_ns,
+                    long long version) except -1:
+        """Whether the record was taken in; if not, nothing has changed."""
+        cdef const char *begin
+        cdef const char *end
+        cdef const char *first
+        cdef const char *at
+        cdef const char *bids
+        cdef const char *bids_end
+        cdef const char *asks
+        cdef PyObject *found
+        cdef BookTop book
+        cdef CoinTops coin
+        cdef long long sequence = 0, received_ns = 0, ignored = 0, moment_ns = now_ns[0]
+        cdef double bid = 0, ask = 0
+        if not PyBytes_CheckExact(record):
+            return False
+        begin = PyBytes_AS_STRING(record)
+        end = begin + PyBytes_GET_SIZE(record)
+        first = after(begin, end, b'{"kind":"book","v":1,"exchange":"', 33)
+        at = name(after(name(first, end), end, b'","symbol":"', 12), end)
+        if at == NULL:
+            return False
+        found = PyDict_GetItem(self._books, PyBytes_FromStringAndSize(first, at - first))
+        if found == NULL:
+            return False
+        book = <BookTop>found
+        coin = book.coin
+        if PyList_GET_SIZE(book.gaps) or coin.bridge or coin.bridged or not coin.owned:
+            return False
+        at = whole(after(at, end, b'","sequence":', 13), end, &sequence)
+        at = whole(after(at, end, b',"received_ns":', 15), end, &received_ns)
+        at = after(at, end, b',"exchange_ns":', 15)
+        if at == NULL or sequence <= book.sequence:
+            return False
+        if received_ns > moment_ns:
+            if received_ns > sure_ns:
+                return False
+            moment_ns = received_ns
+        if moment_ns > until_ns:
+            return False
+        at = after(at, end, b"null", 4) if at[0] == c"n" else whole(at, end, &ignored)
+        bids = after(at, end, b',"bids":', 8)
+        bids_end = side(bids, end, &bid)
+        asks = after(bids_end, end, b',"asks":', 8)
+        at = side(asks, end, &ask)
+        if at == NULL or end - at != 1 or at[0] != c"}" or coin._would_cross(book, bid, ask, version):
+            return False
+        book._value = <bytes>record
+        book._bids_at, book._bids_end = bids - begin, bids_end - begin
+        book._asks_at, book._asks_end = asks - begin, at - begin
+        book.best_bid, book.best_ask = bid, ask
+        book.sequence = sequence
+        book.version += 1
+        book.received_ns = book.alive_ns = book.touched_ns = received_ns
+        book.state = LIVE
+        coin._moved(book)
+        if received_ns >= book.next_mid_ns:
+            book.note_mid()
+        now_ns[0] = moment_ns
+        return True
