@@ -19,7 +19,13 @@ from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, TypeAdapter,
 
 from shared.errors import UndecodableRecord
 
-Money = Annotated[Decimal, PlainSerializer(lambda d: format(d, "f"), return_type=str, when_used="json")]
+
+def _money_text(value: Decimal) -> str:
+    text = str(value)  # half the time of `format`, and the same but for very small and for rounded numbers
+    return format(value, "f") if "E" in text else text
+
+
+Money = Annotated[Decimal, PlainSerializer(_money_text, return_type=str, when_used="json")]
 """A decimal that travels as a string without an exponent."""
 
 Level = tuple[float, float]
@@ -59,6 +65,18 @@ class Reason(StrEnum):
     HALTED = "halted"  # exchange or symbol halted
 
 
+def _plain(value: Any) -> object:
+    """What stands in JSON for a part of a message that is no plain value."""
+    kind = type(value)
+    if kind is Decimal:
+        return _money_text(value)
+    if kind is Tokens:
+        return value.model_dump()  # the one that has an alias
+    if hasattr(kind, "__pydantic_fields__"):  # `isinstance` of a model is a call in Python
+        return value.__dict__
+    raise TypeError(f"a {kind.__name__} has no place in a message")
+
+
 _DEFAULTS: dict[type["Message"], dict[str, Any]] = {}
 
 
@@ -68,8 +86,11 @@ class Message(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
     def encode(self) -> bytes:
-        """JSON on one line, fields in the order of the model."""
-        return self.model_dump_json().encode()
+        """JSON on one line, fields in the order of the model: what `model_dump_json` writes, in half of its time."""
+        try:
+            return orjson.dumps(self.__dict__, default=_plain)
+        except orjson.JSONEncodeError:  # an integer of more than 64 bits, say
+            return self.model_dump_json().encode()
 
     @classmethod
     def trusted(cls, **values: Any) -> Self:
