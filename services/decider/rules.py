@@ -18,23 +18,25 @@ class Code(StrEnum):
 
 
 PASS = Rules(result="pass", codes=[])
+_IN_ORDER = tuple(Code)  # a lookup in the class is a call in Python each
 _REJECTING = (Code.NO_PROFIT, Code.SANITY, Code.LIMIT)
 
 
 def check(opportunity: Opportunity, settings: Settings) -> Rules:
     """`reject` where the numbers cannot be right, `hold` where they are not good enough now, else `pass`."""
     decider, detector = settings.decider, settings.detector
-    ages = opportunity.buy.alive_age_ms, opportunity.sell.alive_age_ms
-    broken = {
-        Code.NO_PROFIT: opportunity.size <= 0 or opportunity.profit_usd <= 0,
-        Code.NET: opportunity.net_bps < decider.min_net_bps,
-        Code.SANITY: opportunity.net_bps > detector.sanity_cap_bps,
-        Code.SILENT: max(ages) > decider.max_silence_ms,
-        Code.SKEW: abs(ages[0] - ages[1]) > decider.max_skew_ms,
-        Code.LIMIT: opportunity.notional_usd > detector.max_notional_usd,
-    }
-    codes = [code for code, is_broken in broken.items() if is_broken]
-    if not codes:
+    net_bps = opportunity.net_bps
+    buy_ms, sell_ms = opportunity.buy.alive_age_ms, opportunity.sell.alive_age_ms
+    broken = (  # in the order of `Code`
+        opportunity.size <= 0 or opportunity.profit_usd <= 0,
+        net_bps < decider.min_net_bps,
+        net_bps > detector.sanity_cap_bps,
+        max(buy_ms, sell_ms) > decider.max_silence_ms,
+        abs(buy_ms - sell_ms) > decider.max_skew_ms,
+        opportunity.notional_usd > detector.max_notional_usd,
+    )
+    if not any(broken):
         return PASS
+    codes = [code for code, is_broken in zip(_IN_ORDER, broken, strict=True) if is_broken]
     rejecting = any(code in _REJECTING for code in codes)
     return Rules.trusted(result="reject" if rejecting else "hold", codes=[code.value for code in codes])
