@@ -47,19 +47,6 @@ def _counter(outcome: str, mode: str) -> Any:
     return metrics.DECISIONS.labels(outcome=outcome, mode=mode)
 
 
-def _after(count: int, done: Callable[[], None]) -> Callable[[], None]:
-    """To be called so many times, in the event loop: the last one is `done`."""
-    left = count
-
-    def one() -> None:
-        nonlocal left
-        left -= 1
-        if left == 0:
-            done()
-
-    return one
-
-
 class _Taken(NamedTuple):
     """A record that waits for its decision: where it is from, by which assignment, and what to call when it is dealt
     with."""
@@ -93,6 +80,7 @@ class Service:
         self._undelivered: dict[str, list[_Taken]] = {}
         self._owned: set[Place] = set()
         self._delivered: deque[Callable[[], None]] = deque()
+        self._to_store: dict[Place, int] = {}
         self._woken = False
         self._wake_lock = threading.Lock()
         self._reading_tail = False
@@ -128,6 +116,7 @@ class Service:
                 await self._drain(None, STOP_S)
                 await asyncio.to_thread(self._publisher.flush, 2.0)
                 await asyncio.sleep(0)  # let the last delivery reports complete their offsets
+                self._store()
             else:
                 for task in list(self._tails.values()):
                     task.cancel()
@@ -157,7 +146,9 @@ class Service:
             assert self._consumer is not None
             self._consumer.release(1)  # given back since it was fetched: its new owner reads it
             return
-        tracker = self._trackers.setdefault(place, OffsetTracker())
+        tracker = self._trackers.get(place)
+        if tracker is None:
+            tracker = self._trackers[place] = OffsetTracker()
         tracker.add(record.offset)
         done = self._completer(record, tracker)
         try:
@@ -191,7 +182,7 @@ class Service:
         before = self._tails.get(message.base)
         # A backlog of what has expired goes through here, without a task each.
         if case is not None and before is None and self._unsure_s() <= 0:
-            self._publish(message.opportunity_id, case, record, done, now_ns)
+            self._publish(case, record, done, now_ns)  # ours: it was a moment ago, and nothing else ran since
             return
         task = asyncio.create_task(self._decide(message, record, case, before, done, now_ns))
         self._tails[message.base] = task
@@ -241,7 +232,12 @@ class Service:
             await asyncio.wait((before,))  # it may have failed: `_ended` says so
         while (unsure_s := self._unsure_s()) > 0:  # noqa: ASYNC110  # its end is a moment, and may be put off again
             await asyncio.sleep(unsure_s)
-        self._publish(opportunity.opportunity_id, case, record, done, taken_ns)
+        if not self._is_ours(opportunity.opportunity_id):
+            log.info("left to the new owner", base=opportunity.base, opportunity_id=opportunity.opportunity_id)
+            self._decided.pop(opportunity.opportunity_id, None)
+            done()
+            return
+        self._publish(case, record, done, taken_ns)
 
     def _ended(self, base: str, task: asyncio.Task[None]) -> None:
         if self._tails.get(base) is task:
@@ -254,14 +250,7 @@ class Service:
             self._publisher, record, group=GROUP, stage=stage, error=error, on_delivery=self._delivery(done)
         )
 
-    def _publish(
-        self, opportunity_id: str, case: Case, record: Record, done: Callable[[], None], taken_ns: int
-    ) -> None:
-        if not self._is_ours(opportunity_id):
-            log.info("left to the new owner", base=case.opportunity.base, opportunity_id=opportunity_id)
-            self._decided.pop(opportunity_id, None)
-            done()
-            return
+    def _publish(self, case: Case, record: Record, done: Callable[[], None], taken_ns: int) -> None:
         try:
             decision = self._decider.conclude(case)
             value = decision.encode()
@@ -279,7 +268,7 @@ class Service:
                 reason=decision.reason,
                 cost_usd=str(decision.panel.cost_usd),
             )
-        delivered = self._delivery(_after(2, done))  # no decision without its record, nor the other way round
+        delivered = self._delivery(done, of=2)  # no decision without its record, nor the other way round
         self._publisher.publish(topics.AUDIT, decision.decision_id, audit, None, on_delivery=delivered)
         self._publisher.publish(topics.DECISIONS, decision.base, value, None, on_delivery=delivered)
         metrics.DECISION_MS.observe(max(0.0, (self._decider.now_ns() - taken_ns) / 1e6))
@@ -334,15 +323,27 @@ class Service:
             if self._trackers.get(place) is not tracker:
                 return  # the partition was given back: its new owner reads the record again
             next_offset = tracker.complete(record.offset)
-            if next_offset is not None:
-                self._consumer.store(*place, next_offset)
+            if next_offset is None:
+                return
+            if not self._to_store:
+                assert self._loop is not None
+                self._loop.call_soon(self._store)  # behind all that is done in this turn: only the last one counts
+            self._to_store[place] = next_offset
 
         return done
 
-    def _delivery(self, done: Callable[[], None]) -> Callable[[kafka.DeliveryError | None], None]:
-        """For the publisher's thread: complete on delivery; what was not delivered stops the service."""
+    def _store(self) -> None:
+        assert self._consumer is not None
+        for place, next_offset in self._to_store.items():
+            self._consumer.store(*place, next_offset)
+        self._to_store.clear()
+
+    def _delivery(self, done: Callable[[], None], of: int = 1) -> Callable[[kafka.DeliveryError | None], None]:
+        """For the publisher's thread: complete when so many are delivered; what was not delivered stops the service."""
+        left = of
 
         def report(error: kafka.DeliveryError | None) -> None:
+            nonlocal left
             assert self._loop is not None
             if error is not None:
                 words = f"Kafka did not take a decision: {error.str()}"
@@ -351,6 +352,9 @@ class Service:
                 return
             # One call for all that come until it runs: each would wake the loop by a socket. Several threads report.
             with self._wake_lock:
+                left -= 1
+                if left > 0:
+                    return
                 self._delivered.append(done)
                 woken, self._woken = self._woken, True
             if not woken:
@@ -395,6 +399,7 @@ class Service:
             if not self._stopping:  # else it was waited for already
                 await self._drain(set(partitions), DRAIN_S)
             self._publisher.flush(0)
+            self._store()  # now: what is stored later is not committed any more
             for place in partitions:
                 self._trackers.pop(place, None)
             finished.set()
@@ -410,6 +415,7 @@ class Service:
             self._owned.difference_update(partitions)
             for place in partitions:
                 self._trackers.pop(place, None)
+                self._to_store.pop(place, None)
 
         self._loop.call_soon_threadsafe(forget)
 

@@ -21,6 +21,7 @@ class Consumer:
     def __init__(self):
         self.incoming: asyncio.Queue = asyncio.Queue()
         self.stored = {}
+        self.stores = 0
         self.released = 0
 
     async def __aenter__(self):
@@ -38,6 +39,7 @@ class Consumer:
 
     def store(self, topic, partition, offset):
         self.stored[topic, partition] = offset
+        self.stores += 1
 
 
 class Publisher:
@@ -239,6 +241,37 @@ async def test_read_again_after_a_rebalance_the_offset_still_waits_for_the_deliv
         for report in shell.publisher.held:
             report(None)
         await shell.until(lambda: shell.consumer.stored == {(topics.OPPORTUNITIES, 3): 1})
+
+
+async def test_what_is_delivered_together_is_one_offset(running, opportunity):
+    async with running() as (shell, _):
+        shell.publisher.deliver = False
+        shell.put(*(numbered(opportunity, n, expires_ns=NOW_NS) for n in range(20)))
+        await shell.until(lambda: len(shell.publisher.held) == 40)
+        for report in shell.publisher.held[:-1]:
+            report(None)
+        await shell.until(lambda: shell.consumer.stored)
+        assert shell.consumer.stored == {(topics.OPPORTUNITIES, 3): 19}, "the last one's record is not delivered"
+        assert shell.consumer.stores == 1
+
+
+async def test_offsets_of_what_ends_during_a_hand_over_are_there_before_it_is_committed(running, opportunity):
+    async with running() as (shell, _):
+        shell.publisher.deliver = False
+        shell.put(opportunity(expires_ns=NOW_NS))
+        await shell.until(lambda: shell.publisher.held)
+        handed_over = []
+
+        def hand_over():
+            shell.service.on_revoked([(topics.OPPORTUNITIES, 3)])
+            handed_over.append(dict(shell.consumer.stored))
+
+        task = asyncio.create_task(asyncio.to_thread(hand_over))
+        await asyncio.sleep(0.05)
+        for report in shell.publisher.held:
+            report(None)
+        await task
+        assert handed_over == [{(topics.OPPORTUNITIES, 3): 1}]
 
 
 async def test_an_update_of_what_opened_before_the_tail_is_not_paid_for_again(running, opportunity):
