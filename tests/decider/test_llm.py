@@ -1,7 +1,9 @@
 """Calls of models: what goes over the wire to each provider, and which outcome each reply has."""
 
 import asyncio
+import contextlib
 import logging
+import socket
 
 import pytest
 import structlog
@@ -155,7 +157,65 @@ async def test_nobody_there_is_a_network_failure():
 
 
 async def test_one_whose_name_does_not_exist_is_a_network_failure():
-    assert (await ask("http://nobody.invalid/v1")).outcome == "network"
+    result = await ask("http://nobody.invalid/v1")
+    assert (result.outcome, result.unsent) == ("network", True)
+
+
+async def test_one_that_speaks_no_tls_was_sent_nothing():
+    async with Hostile() as server:
+        result = await ask(server.base_url.replace("http:", "https:"))
+    assert (result.outcome, result.unsent, server.requests) == ("network", True, [])
+
+
+async def test_one_that_does_not_take_the_connection_was_sent_nothing(monkeypatch):
+    monkeypatch.setattr(llm, "CONNECT_S", 0.05)
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
+        port = full.getsockname()[1]
+        with contextlib.ExitStack() as waiting:
+            for _ in range(3):  # nobody accepts: once the queue is full, packets are dropped
+                one = waiting.enter_context(socket.socket())
+                one.setblocking(False)
+                one.connect_ex(("127.0.0.1", port))
+            result = await ask(f"http://127.0.0.1:{port}/v1")
+    assert (result.outcome, result.unsent) == ("network", True)
+    assert result.latency_ms < 1000
+
+
+@pytest.mark.parametrize("end", [hostile.hang_up, cut_off(hostile.HEAD[:-9]), hostile.never])
+async def test_what_goes_wrong_once_the_question_is_out_may_have_cost_money(end, monkeypatch):
+    monkeypatch.setattr(llm, "READ_S", 0.1)
+    async with Hostile([OK, end]) as server:
+        client = llm.make_client(server.base_url, SecretStr(KEY))
+        for _ in range(2):  # on a connection that was used before, too
+            result = await llm.ask(client, "m", ROWS["gpt-6-luna"], {}, SYSTEM, USER)
+        await client.close()
+    assert (result.outcome, result.http, result.unsent) == ("network", None, False)
+    assert (len(server.requests), server.connections) == (2, 1), "and it is not asked again"
+
+
+async def test_what_came_before_an_answer_broke_off_is_kept():
+    async with Hostile([cut_off(http(200, b'{"id":', length=900))]) as server:
+        result = await ask(server.base_url)
+    assert (result.outcome, result.raw) == ("network", '{"id":')
+
+
+@pytest.mark.parametrize("pause_s", [0, 0.02])
+async def test_an_answer_that_nobody_asked_for_is_none_to_the_next_question(pause_s):
+    async def twice(exchange: hostile.Exchange) -> None:
+        exchange.keep = True
+        await exchange.send(OK)
+        await asyncio.sleep(pause_s)
+        await exchange.send(http(200, reply(answer(note="of another question"))))
+
+    async with Hostile([twice]) as server:
+        client = llm.make_client(server.base_url, SecretStr(KEY))
+        for _ in range(2):
+            result = await llm.ask(client, "m", ROWS["gpt-6-luna"], {}, SYSTEM, USER)
+            assert result.answer is not None
+            assert result.answer.note == ""
+            await asyncio.sleep(2 * pause_s)
+        await client.close()
+    assert server.connections == 2
 
 
 async def test_a_request_that_cannot_be_written_is_no_exception():
@@ -331,6 +391,18 @@ async def test_fields_of_a_models_request_go_out_as_they_stand_known_to_the_clie
     assert sent.header("x-title") == "arbiter"
     assert sent.path == "/v1/chat/completions?version=7"
     assert result.outcome == "ok", "even one that asks for a stream: the reply is what counts"
+
+
+async def test_what_one_models_request_adds_is_not_sent_for_another():
+    mine, its = {"extra_headers": {"X-Title": "a"}, "extra_query": {"v": "1"}}, {"extra_headers": {"x-title": "b"}}
+    async with Hostile() as server:
+        client = llm.make_client(server.base_url, SecretStr(KEY))
+        for request in (mine, its, {}, mine):
+            await llm.ask(client, "m", ROWS["gpt-6-luna"], request, SYSTEM, USER)
+        await client.close()
+    assert [request.header("x-title") for request in server.requests] == ["a", "b", None, "a"]
+    assert [request.path.partition("?")[2] for request in server.requests] == ["v=1", "", "", "v=1"]
+    assert server.connections == 1
 
 
 async def test_cookies_are_not_kept():
