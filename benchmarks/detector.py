@@ -34,7 +34,8 @@ from confluent_kafka import Consumer
 from market import Tick
 
 from services.cli.broker import start_broker
-from services.detector.engine import TIMER_NS, Engine
+from services.detector.engine import TIMER_NS, Engine, Event
+from services.detector.quiet import WHY_PLAIN
 from services.detector.service import BATCH, Detector
 from shared import cluster, kafka, settings
 from shared.kafka import Record
@@ -89,10 +90,10 @@ class Market:
         return max(1, TIMER_NS // market.spacing_ns(self.symbols))
 
 
-def made(symbols: int, count: int, spacing_ns: int, warm_s: int) -> Market:
+def made(symbols: int, count: int, spacing_ns: int, warm_s: int, *, crossings: bool = True) -> Market:
     """A market; `count` records of it are timed, after `warm_s` seconds of it."""
     warm = warm_s * market.SECOND_NS // spacing_ns
-    found = list(market.ticks(symbols, warm + count, BEGIN_NS, spacing_ns))[: warm + count]
+    found = list(market.ticks(symbols, warm + count, BEGIN_NS, spacing_ns, crossings=crossings))[: warm + count]
     return Market(symbols, found[:warm], found[warm:])
 
 
@@ -196,11 +197,13 @@ def engine_alone(found: Market) -> tuple[Spent, float]:
     engine = Engine(market.configured())
     opened: set[str] = set()
     looks, total, timer_ns = 0, 0, BEGIN_NS
+    nothing: Sequence[Event] = ()
 
     def take(ticks: Sequence[Tick]) -> None:
         nonlocal looks, total, timer_ns
         for tick in ticks:
-            events = engine.on_message(read_tick(tick.value), tick.at_ns)
+            quiet, _ = engine.take_quiet([tick.value], 0, tick.at_ns, tick.at_ns)
+            events = nothing if quiet else engine.on_message(read_tick(tick.value), tick.at_ns)
             if tick.at_ns >= timer_ns:
                 timer_ns += TIMER_NS
                 events = [*events, *engine.on_timer(tick.at_ns)]
@@ -226,6 +229,8 @@ class Measured(NamedTuple):
 
     floor: list[Spent]
     ours: list[Spent]
+    quiet_floor: list[Spent]
+    quiet: list[Spent]
     engine: list[Spent]
     fixed: list[Spent]
     quix: dict[str, list[Spent]]
@@ -250,14 +255,22 @@ def fill(broker: settings.KafkaSettings, topic: str, found: Market) -> None:
 
 
 def measure(
-    broker: settings.KafkaSettings, topic: str, found: Market, fixed: Market, rounds: int, states: Sequence[str]
+    broker: settings.KafkaSettings,
+    topic: str,
+    found: Market,
+    quiet: Market,
+    fixed: Market,
+    rounds: int,
+    states: Sequence[str],
 ) -> tuple[Measured, float, int]:
     """All contestants in turn; with the open gaps a symbol and the events of one pass."""
-    result = Measured([], [], [], [], {state: [] for state in states})
+    result = Measured([], [], [], [], [], [], {state: [] for state in states})
     count, opened, published = len(found.timed), 0.0, 0
     for number in range(rounds + 1):
         floor_s = floor(broker, topic, count)
         ours_s, published = ours(broker, topic, found)
+        quiet_floor_s = floor(broker, f"{topic}-quiet", count)
+        quiet_s, _ = ours(broker, f"{topic}-quiet", quiet)
         engine_s, opened = engine_alone(found)
         fixed_s, _ = engine_alone(fixed)
         gc.unfreeze()
@@ -265,6 +278,8 @@ def measure(
             continue
         result.floor.append(floor_s)
         result.ours.append(ours_s)
+        result.quiet_floor.append(quiet_floor_s)
+        result.quiet.append(quiet_s)
         result.engine.append(engine_s)
         result.fixed.append(fixed_s)
         for state in states:
@@ -289,6 +304,8 @@ class Rows(NamedTuple):
                 "floor_us": middle(took.floor, "cpu") * each,
                 "ours_us": middle(took.ours, "cpu") * each,
                 "ratio": ratio(took.floor, took.ours, "cpu"),
+                "quiet_us": middle(took.quiet, "cpu") * each,
+                "quiet_ratio": ratio(took.quiet_floor, took.quiet, "cpu"),
                 "thread_ratio": ratio(took.floor, took.ours, "thread"),
                 "wall_ratio": ratio(took.floor, took.ours, "wall"),
                 "floor_per_s": round(count / middle(took.floor, "wall")),
@@ -331,8 +348,10 @@ def run(
         found = made(symbols, count, market.spacing_ns(symbols), warm_s)
         fixed = made(symbols, count, market.SECOND_NS // FIXED_HZ, warm_s)
         topic = f"bench-{symbols}-{time.time_ns()}"  # its own, even on a cluster that keeps what it is given
+        quiet = made(symbols, count, market.spacing_ns(symbols), warm_s, crossings=False)
         fill(broker, topic, found)
-        rows.add(found, *measure(broker, topic, found, fixed, rounds, states))
+        fill(broker, f"{topic}-quiet", quiet)
+        rows.add(found, *measure(broker, topic, found, quiet, fixed, rounds, states))
     return rows
 
 
@@ -378,6 +397,8 @@ def main() -> None:
             rows = run(broker.kafka, 1, 3000, [10, 20], states[:1], warm_s=1)
         else:
             rows = run(broker.kafka, options.rounds, options.ticks, options.symbols, states)
+    if WHY_PLAIN is not None:
+        say(f"ours is Python alone: {WHY_PLAIN}")
     ending = "-quick" if options.quick else ""
     report(f"detector{ending}", "Detector: CPU a tick beside the floor (target: 0.6 of its rate)", rows.floor)
     print(slope(rows.floor, ("floor_us", "ours_us")))

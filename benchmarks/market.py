@@ -76,8 +76,14 @@ def levels(mid: float, sizes: list[float]) -> tuple[list[Level], list[Level]]:
     return bids, asks
 
 
-def ticks(symbols: int, count: int, begin_ns: int, spacing: int, seed: int = 1) -> Iterator[Tick]:
-    """`count` books of `symbols` coins, `spacing` nanoseconds apart, and the rates between them."""
+def ticks(
+    symbols: int, count: int, begin_ns: int, spacing: int, seed: int = 1, *, crossings: bool = True
+) -> Iterator[Tick]:
+    """`count` books of `symbols` coins, `spacing` nanoseconds apart, and the rates between them.
+
+    Args:
+        crossings: Without them nothing crosses.
+    """
     draw = random.Random(seed)
     sizes = [[round(draw.uniform(0.01, 3), 8) for _ in range(LEVELS)] for _ in range(64)]
     books = [(which, place) for which in range(symbols) for place in range(len(EXCHANGES))]
@@ -94,7 +100,7 @@ def ticks(symbols: int, count: int, begin_ns: int, spacing: int, seed: int = 1) 
                 yield Tick(
                     "USDT", at_ns, rate_value("kraken", "USDT-USD", rates, at_ns, None, 0.9999, 1.0001, "live"), False
                 )
-            by = higher(which, number)
+            by = higher(which, number) if crossings else 0.0
             mid = mids[which] * (1 + draw.uniform(-0.00004, 0.00004))
             if by and place == which % len(EXCHANGES):
                 mid *= 1 + by

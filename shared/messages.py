@@ -108,6 +108,10 @@ class Message(BaseModel):
         place(made, "__pydantic_private__", None)
         return made
 
+    def changed(self, **values: Any) -> Self:
+        """This message with other values that are valid, unchecked: `model_copy`, in a tenth of its time."""
+        return type(self).trusted(**{**self.__dict__, **values})
+
 
 class Book(Message):
     """Top levels of one verified book, best first. Losing one makes the reader late, never wrong."""

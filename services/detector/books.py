@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 Key = tuple[str, str]
 """Exchange and symbol."""
 
+DAY_NS = 86_400_000_000_000
+
 NO_RATE = (0.0, float("inf"))
 """Bid and ask where no rate is known: nothing ever crosses by it."""
 
@@ -238,7 +240,7 @@ class HeldBook(BookTop):
 
         Along with it `buy_factor` and `sell_factor` are of today: cost of a unit received, proceeds of a unit sold.
         """
-        day = now_ns // 86_400_000_000_000
+        day = now_ns // DAY_NS
         if day != self.fee_day:
             fee = fee_on(self.settings, self.symbol, now_ns)
             self.fee_day, self.fee_fraction = day, None if fee is None else fee.taker_bps / 10_000

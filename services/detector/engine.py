@@ -176,7 +176,7 @@ class Engine:
         gap.looked_ns, gap.integral = message.detected_ns, message.integral_bps_s
         if left is None:
             return []
-        return [left.model_copy(update={"phase": "closed", "close_reason": "handover", "detected_ns": now_ns})]
+        return [left.changed(phase="closed", close_reason="handover", detected_ns=now_ns)]
 
     def expect(self, opened: Opportunity, published: Collection[int]) -> None:
         """Compute the outcomes of another owner's opening, but those delays (ms) that it has published."""

@@ -199,7 +199,7 @@ class Lifecycle:
         if found is not None and found.net_bps is not None:
             change["net_bps"] = rounded_bps(found.net_bps)
         gap.opportunity, gap.adopted, gap.told, gap.passing_ns, gap.failing_ns = None, False, False, None, None
-        return held.model_copy(update=change)
+        return held.changed(**change)
 
     def _opportunity(
         self,
@@ -304,8 +304,7 @@ class Lifecycle:
         held, gap.rejection, gap.gone_ns = gap.rejection, None, None
         if held is None:
             return []
-        change = {"phase": "closed", "close_reason": why, "detected_ns": now_ns, "best_net_bps": gap.best}
-        return [held.model_copy(update=change)]
+        return [held.changed(phase="closed", close_reason=why, detected_ns=now_ns, best_net_bps=gap.best)]
 
     def _rates(self, gap: Gap, now_ns: int) -> list[RateUsed]:
         return [

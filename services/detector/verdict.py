@@ -8,7 +8,7 @@ from decimal import Decimal
 from typing import Literal, NamedTuple
 
 from services.detector import cycle, edge
-from services.detector.books import Fx, HeldBook, Rates, fee_on, pair_crosses
+from services.detector.books import DAY_NS, Fx, HeldBook, Key, Rates, fee_on, pair_crosses
 from services.detector.edge import BPS, ONE, BridgeFill, Caps, Evaluation, Side
 from services.detector.gap import NEVER_NS, Gap
 from services.detector.plain import NO_ASK, NO_BID
@@ -50,6 +50,7 @@ class Judge:
         self._max_skew_ns = self._settings.max_skew_ms * MS
         self._not_the_same = frozenset(self._settings.not_the_same)
         self._most_net = float(self._settings.sanity_cap_bps) / 10_000 - CLEAR
+        self._conversion_fees: dict[Key, tuple[int, Decimal | None]] = {}  # of a day
         share = self._settings.max_depth_share
         self._share = share if share < 1 else None
 
@@ -279,8 +280,14 @@ class Judge:
 
     def _conversion_fee(self, rate: RateTick, now_ns: int) -> Decimal | None:
         settings = self._exchanges.get(rate.exchange)
-        fee = None if settings is None else fee_on(settings, rate.symbol, now_ns)
-        return None if fee is None else fee.taker_bps / 10_000
+        if settings is None:
+            return None
+        key, day = (rate.exchange, rate.symbol), now_ns // DAY_NS
+        known = self._conversion_fees.get(key)
+        if known is None or known[0] != day:
+            fee = fee_on(settings, rate.symbol, now_ns)
+            known = self._conversion_fees[key] = (day, None if fee is None else fee.taker_bps / 10_000)
+        return known[1]
 
     def _cycle(self, gap: Gap, bridge: HeldBook, now_ns: int) -> Evaluation:
         """Three orders, each spending what the one before it brought; the coin's two as the legs of an evaluation."""

@@ -640,6 +640,8 @@ def test_a_file_system_old_libraries_and_few_files():
     assert "requirements" in the_one(here.versions((3, 13, 1), "2.13.0", "2.13.2")).fix
     assert not wrong(here.versions((3, 13, 1), "2.16.1", "2.16.0"))
     assert "ulimit -n" in the_one(here.open_files(256), Result.WARN).fix
+    assert here.tick_path(None).result is Result.OK
+    assert "make compiled" in the_one(here.tick_path("no compiler"), Result.WARN).fix
 
 
 # ---------------------------------------------------------------- services

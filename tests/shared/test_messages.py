@@ -57,6 +57,10 @@ def test_what_is_trusted_is_what_is_checked(file):
     assert made.model_copy(update={"v": 1}) == message
     with pytest.raises(ValidationError, match="frozen"):
         made.v = 2
+    name = max(name for name, value in given.items() if isinstance(value, str))
+    changed, copied = made.changed(**{name: "other"}), made.model_copy(update={name: "other"})
+    assert (changed, changed.encode()) == (copied, copied.encode())
+    assert getattr(made, name) == given[name]
 
 
 def test_there_is_a_stored_example_of_every_kind():
