@@ -10,6 +10,8 @@ time drawn between two. "Slowest" is the longest of a decision's three calls, by
   both ways, parsing, the verdict and the last check.
 - waiting: from the opportunity's send to the taking up: Kafka once, decoding, and the wait for one of the panels.
 - whole: from the opportunity's send to the decision in a reader's hands, less slowest. It holds Kafka twice.
+- bare panel: three questions of these sizes sent at once by bare aiohttp at the same rate, less slowest: no decider in
+  Python that asks three models is below it. No Kafka in it.
 - relay: `relay.py` in the decider's place, with an opportunity and a decision's size: Kafka twice and nothing else.
 
 Rules only: a backlog that is too old for models, decided as fast as it goes; from the first to the last decision by the
@@ -351,6 +353,7 @@ class Added:
     waiting: list[float] = field(default_factory=list)
     whole: list[float] = field(default_factory=list)
     slowest: list[float] = field(default_factory=list)
+    bare: list[float] = field(default_factory=list)
     relay: list[float] = field(default_factory=list)
     missing: int = 0
     not_full: int = 0
@@ -390,6 +393,22 @@ def take(added: Added, found: Measured, notes: Path) -> None:
     added.sent_late += run.late
 
 
+def bare_panels(notes: Path, audit: bytes, rate: float, seconds: float, span_ms: tuple[float, float]) -> list[float]:
+    """What each panel of bare calls took (ms), less the slowest of its models. The first second is not counted."""
+    record = orjson.loads(audit)
+    asked = {call["role"]: call["model_asked"] for call in record["decision"]["roles"]}
+    questions = [{**question, "model": asked[question["role"]]} for question in record["questions"]]
+    with model_server(notes, span_ms) as base_url:
+        case = {"base_url": base_url, "rate": rate, "count": round(rate * (seconds + 1)), "questions": questions}
+        command = tied_to_parent([sys.executable, str(DRIVER), "panels", json.dumps(case)])
+        took = dict(orjson.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout))
+    models: dict[int, list[float]] = {}
+    for line in notes.read_bytes().splitlines():
+        _, number, came_ns, left_ns = orjson.loads(line)
+        models.setdefault(number, []).append((left_ns - came_ns) / MS)
+    return [took[number] - max(models[number]) for number in took if number >= rate]
+
+
 def added_time(
     broker: KafkaSettings,
     folder: Path,
@@ -414,6 +433,7 @@ def added_time(
             )
         take(added, found, notes)
         size, audits = round(statistics.median(found.run.sizes)), found.run.audits
+        added.bare += bare_panels(folder / f"bare-{number}", audits[-1], rate, seconds, span_ms)
         bare = measure(relay(broker, size), broker, topics.ticks("binance"), [RELAYED], rate, seconds)
         added.relay += [(bare.run.came[n] - bare.run.sent[n][0]) * 1000 for n in bare.numbers]
         added.missing += bare.missing
@@ -432,6 +452,7 @@ def added_time(
             ("added inside", added.inside),
             ("waiting before it", added.waiting),
             ("whole path, less the model", added.whole),
+            ("bare panel, less the model", added.bare),
             ("bare relay", added.relay),
         )
     ]

@@ -7,6 +7,9 @@ Nothing is between it and the socket. At its end it writes its notes as one JSON
 `floor`: the least that a decider on Kafka does: read an opportunity and validate it, write a decision of the usual size
 (and its audit, if asked to). The same clients, settings and message classes; nothing is decided.
 
+`panels`: the least that three calls of a panel cost: questions sent at once by bare `aiohttp`, their answers read,
+at a steady rate. Nothing is decided, checked or paid for, and no Kafka is there. Prints [number, milliseconds] of each.
+
 `watched`: the decider itself, with a thread that notes its memory: [decisions, Python's blocks, resident KiB].
 """
 
@@ -156,6 +159,43 @@ def floor(case: dict[str, Any]) -> None:
         consumer.close()
 
 
+# ---------------------------------------------------------------- bare panels
+
+
+def panels(case: dict[str, Any]) -> None:
+    """`count` panels at a steady rate."""
+    import aiohttp
+
+    questions = [(one["model"], one["system"], orjson.loads(one["user"])) for one in case["questions"]]
+    took: list[tuple[int, float]] = []
+
+    async def call(session: aiohttp.ClientSession, body: bytes) -> None:
+        async with session.post(f"{case['base_url']}/chat/completions", data=body) as response:
+            await response.read()
+
+    async def panel(session: aiohttp.ClientSession, number: int) -> None:
+        began = time.perf_counter()
+        async with asyncio.TaskGroup() as group:
+            for model, system, user in questions:
+                text = orjson.dumps(user | {NUMBER: str(number)}).decode()
+                messages = [{"role": "system", "content": system}, {"role": "user", "content": text}]
+                group.create_task(call(session, orjson.dumps({"model": model, "messages": messages})))
+        took.append((number, (time.perf_counter() - began) * 1000))
+
+    async def run() -> None:
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+            due, running = time.perf_counter(), set()
+            for number in range(case["count"]):
+                due += 1 / case["rate"]
+                await asyncio.sleep(max(0.0, due - time.perf_counter()))  # the rate itself
+                running.add(asyncio.create_task(panel(session, number)))
+            await asyncio.gather(*running)
+
+    gc.freeze()
+    asyncio.run(run())
+    print(orjson.dumps(took).decode())
+
+
 # ---------------------------------------------------------------- the decider, watched
 
 
@@ -193,4 +233,4 @@ def resident_kib() -> float:
 
 
 if __name__ == "__main__":
-    {"models": models, "floor": floor, "watched": watched}[sys.argv[1]](json.loads(sys.argv[2]))
+    {"models": models, "floor": floor, "panels": panels, "watched": watched}[sys.argv[1]](json.loads(sys.argv[2]))
