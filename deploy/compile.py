@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import importlib.util
 import os
+import shlex
 import sys
 import tempfile
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 from Cython.Build import cythonize
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 from setuptools import Distribution, Extension
-from setuptools.errors import CompileError, LinkError
+from setuptools.errors import CompileError, LinkError, PlatformError
 
 NAME = "services.detector._quiet"
 
@@ -25,10 +26,11 @@ def compiled(root: Path) -> Path:
     """The module beside its source, made of it.
 
     Raises:
-        CompileError, LinkError: there is no compiler, or it refuses.
+        CompileError, LinkError, PlatformError: there is no compiler, or it refuses.
     """
     if importlib.util.find_spec("ziglang") is not None:
-        os.environ["CC"] = f"{sys.executable} -m ziglang cc"
+        # Without a processor named it is compiled for this machine's, and ends on an older one.
+        os.environ["CC"] = f"{shlex.quote(sys.executable)} -m ziglang cc -mcpu=baseline"
         os.environ["LDSHARED"] = f"{os.environ['CC']} -shared"
     source = root.joinpath(*NAME.split(".")).with_suffix(".pyx")
     digest = hashlib.sha256(source.read_bytes()).hexdigest()
@@ -48,7 +50,7 @@ class CompileHook(BuildHookInterface[Any]):
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         try:
             module = compiled(Path(self.root))
-        except (CompileError, LinkError) as error:
+        except (CompileError, LinkError, PlatformError) as error:
             self.app.display_warning(f"not compiled, the detector will be slower: {error}")
             return
         build_data["artifacts"].append(str(module.relative_to(self.root)))

@@ -580,7 +580,7 @@ def decode(value: bytes | None) -> AnyMessage:
 
 
 _Whole = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
-_Moment = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+_Moment = Annotated[int, msgspec.Meta(ge=0, le=2**62)]  # in the year 2116: with what is added it still has 64 bits
 
 
 class _Tick(msgspec.Struct, tag_field="kind", gc=False):

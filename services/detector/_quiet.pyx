@@ -20,6 +20,7 @@ cdef double LEAST = 1e-18
 cdef double MOST = 1e18
 cdef str LIVE = "live"
 cdef unsigned long long BIGGEST = 2 ** 63 - 1
+cdef long long LAST_NS = 2 ** 62
 
 cdef unsigned long long EXACT_INTEGERS = 2 ** 53
 cdef enum:
@@ -177,7 +178,7 @@ cdef inline const char *name(const char *at, const char *end) noexcept:
     if at == NULL:
         return NULL
     while at < end and at[0] != c'"':
-        if at[0] == c"\\":
+        if at[0] == c"\\" or <unsigned char>at[0] < 0x20:
             return NULL
         at += 1
     return at if at < end else NULL
@@ -342,7 +343,7 @@ cdef class Quiet:
         at = whole(after(at, end, b'","sequence":', 13), end, &sequence)
         at = whole(after(at, end, b',"received_ns":', 15), end, &received_ns)
         at = after(at, end, b',"exchange_ns":', 15)
-        if at == NULL or sequence <= book.sequence:
+        if at == NULL or sequence <= book.sequence or received_ns > LAST_NS:
             return False
         if received_ns > moment_ns:
             if received_ns > sure_ns:

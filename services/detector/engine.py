@@ -68,7 +68,8 @@ class Engine:
             now_ns: The newest moment so far.
             sure_ns: A tick that was received later may be from the future: it is left to the caller.
         """
-        return self._quiet.take(values, at, now_ns, sure_ns, self._outcomes.next_ns, self._rates.version)
+        until_ns = min(self._outcomes.next_ns, NEVER_NS)  # an opening may say any moment
+        return self._quiet.take(values, at, now_ns, sure_ns, until_ns, self._rates.version)
 
     def on_message(self, tick: Tick, now_ns: int, *, silent: bool = False) -> list[Event]:
         """Take in a `book`, `trade`, `health` or `rate`.

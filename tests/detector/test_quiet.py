@@ -5,6 +5,7 @@ import os
 import random
 import subprocess
 import sys
+from pathlib import Path
 
 import orjson
 import pytest
@@ -17,7 +18,7 @@ from services.detector.engine import Engine
 from services.detector.service import AHEAD_NS, Detector
 from shared.errors import UndecodableRecord
 from shared.kafka import Record
-from shared.messages import book_value, read_tick
+from shared.messages import book_value, decode, read_tick
 
 MS = 1_000_000
 T0 = 1_795_000_000_000 * MS
@@ -129,6 +130,7 @@ def test_a_quiet_book_is_taken_in_as_it_stands():
         value() + b"}",
         value().replace(b'"v":1', b'"v":2'),
         value().replace(b"kraken", b"krak\\u0065n"),
+        value().replace(b"kraken", b"kra\nken"),
         value().replace(b"kraken", b"bybit"),
         value().replace(b"BTC-USD", b"ETH-USD"),
         value(bids="[[101.5,1]]"),  # above its own ask
@@ -213,6 +215,28 @@ def test_what_is_taken_in_the_general_way_would_have_read_the_same(data):
     bids, asks, bid, ask = tops_of(tick)
     assert (top.sequence, top.received_ns, top.best_bid, top.best_ask) == (tick.sequence, tick.received_ns, bid, ask)
     assert (top.bids_text, top.asks_text) == (bids, asks)
+
+
+@needs_it
+def test_a_name_with_a_line_end_is_left_to_the_general_way_which_refuses_it():
+    found, top = held(compiled)
+    found.know("kra\nken", "BTC-USD", top)
+    assert taken(found, value().replace(b"kraken", b"kra\nken")) == (0, 0)
+
+
+@pytest.mark.parametrize("received", [2**62 + 1, 2**63 - 2, 2**64])
+def test_a_moment_beyond_all_clocks_is_refused_before_anything_changes(configured, received):
+    engine = Engine(configured)
+    with pytest.raises(UndecodableRecord):
+        engine.on_message(read_tick(value(received=received)), T0)
+    assert engine.take_quiet([value(received=received)], 0, T0, T0) == (0, T0)
+
+
+def test_an_opening_in_a_far_future_ends_nothing(configured):
+    message = decode((Path(__file__).parents[1] / "shared" / "stored" / "v1" / "opportunity.json").read_bytes())
+    engine = Engine(configured)
+    engine.expect(message.changed(detected_ns=2**63 - 1, phase="opened"), set())
+    assert engine.take_quiet([b"x"], 0, T0, T0) == (0, T0)
 
 
 # ---------------------------------------------------------------- many
