@@ -4,6 +4,7 @@
 
 VENV := .venv
 READY := $(VENV)/.ready
+COMPILED := $(VENV)/.compiled
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
 	$$p -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
@@ -20,10 +21,14 @@ $(READY): requirements/dev.txt pyproject.toml
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-compiled: $(READY) ## compile the detector's tick path anew after a change of its source
-	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+$(COMPILED): services/detector/_quiet.pyx deploy/compile.py $(READY)
+	@$(VENV)/bin/python deploy/compile.py || true
+	@touch $@
 
-demo: $(READY) ## everything on this machine, simulated; SECONDS=60 ends it, SEED=7 changes it, LIVE=1 uses real feeds
+compiled: $(READY) ## compile the detector's tick path; done by itself where a C compiler is, this says why it is not
+	@$(VENV)/bin/python deploy/compile.py
+
+demo: $(READY) $(COMPILED) ## everything on this machine, simulated; SECONDS=60 ends it, SEED=7 changes it, LIVE=1 uses real feeds
 	@$(VENV)/bin/arb demo $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(if $(LIVE),--live)
 
 test: lint types unit ## ruff, mypy --strict, and all tests (integration on a real broker)
@@ -36,13 +41,13 @@ types: $(READY) ## mypy --strict
 	@$(VENV)/bin/mypy --strict services shared
 
 # Files side by side: each process has a broker of its own, and few of them use a core for long.
-unit: $(READY) ## pytest; ARGS="-k kraken" for some of it
+unit: $(READY) $(COMPILED) ## pytest; ARGS="-k kraken" for some of it
 	@$(VENV)/bin/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-gateway: $(READY) ## the decider behind a real LiteLLM proxy (400 MB in an environment of its own, once)
+gateway: $(READY) $(COMPILED) ## the decider behind a real LiteLLM proxy (400 MB in an environment of its own, once)
 	@ARB_TEST_LITELLM=1 $(VENV)/bin/pytest tests/integration/test_litellm.py $(ARGS)
 
-chaos: $(READY) ## three brokers and every service broken on purpose, about 25 minutes; ARGS="--only leader", --list
+chaos: $(READY) $(COMPILED) ## three brokers and every service broken on purpose, about 25 minutes; ARGS="--only leader", --list
 	@$(VENV)/bin/python -m tools.chaos $(ARGS)
 
 kubernetes: $(READY) ## helm lint, helm template and kubeconform; fetches these once
@@ -63,7 +68,7 @@ generated: schemas ## write everything anew that is made of shared/: schemas, da
 	@$(VENV)/bin/python tools/metric_table.py
 	@$(VENV)/bin/python -m tools.kubernetes write
 
-bench: $(READY) ## the benchmarks: tables, and JSON in benchmarks/results
+bench: $(READY) $(COMPILED) ## the benchmarks: tables, and JSON in benchmarks/results
 	@$(VENV)/bin/python benchmarks/collector.py
 	@$(VENV)/bin/python benchmarks/detector.py
 	@$(VENV)/bin/python benchmarks/latency.py
@@ -89,4 +94,4 @@ lock: $(READY) ## pin requirements/*.txt anew (needs pip-tools on the PATH)
 		--constraint requirements/dev.txt - -o requirements/$$file.txt; done
 
 clean: ## remove the virtual environment and caches of the tools (not Kafka's jars)
-	@rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+	@rm -rf $(VENV) services/detector/*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info

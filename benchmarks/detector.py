@@ -35,7 +35,7 @@ from market import Tick
 
 from services.cli.broker import start_broker
 from services.detector.engine import TIMER_NS, Engine, Event
-from services.detector.quiet import WHY_PLAIN
+from services.detector.quiet import PLAIN
 from services.detector.service import BATCH, Detector
 from shared import cluster, kafka, settings
 from shared.kafka import Record
@@ -397,8 +397,8 @@ def main() -> None:
             rows = run(broker.kafka, 1, 3000, [10, 20], states[:1], warm_s=1)
         else:
             rows = run(broker.kafka, options.rounds, options.ticks, options.symbols, states)
-    if WHY_PLAIN is not None:
-        say(f"ours is Python alone: {WHY_PLAIN}")
+    if PLAIN is not None:
+        say(f"ours is Python alone: {PLAIN[0]}")
     ending = "-quick" if options.quick else ""
     report(f"detector{ending}", "Detector: CPU a tick beside the floor (target: 0.6 of its rate)", rows.floor)
     print(slope(rows.floor, ("floor_us", "ours_us")))

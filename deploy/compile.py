@@ -1,7 +1,10 @@
 """Compile what has a compiled part (`services/detector/_quiet.pyx`), where there is a C compiler.
 
-Hatchling calls it for every wheel, so `make` and the image have it. Without a compiler or Python's headers all works
-as well, only slower: a line says so. The image brings a compiler of its own, pinned as all packages are (`ziglang`).
+`make` runs it when its source has changed, hatchling for every wheel, so the image has it, too. Without a compiler or
+Python's headers all works as well, only slower: a line says so. The image brings a compiler of its own, pinned as all
+packages are (`ziglang`).
+
+    python deploy/compile.py        ends 1 where it cannot be done
 """
 
 import contextlib
@@ -44,15 +47,28 @@ def compiled(root: Path) -> Path:
         return Path(command.get_ext_fullpath(NAME))
 
 
+REFUSED = (CompileError, LinkError, PlatformError)
+"""No compiler, no headers. A mistake in the source is another error, and ends whatever is being built."""
+
+
 class CompileHook(BuildHookInterface[Any]):
     """Puts the compiled module into the wheel, which is then one for this Python and machine only."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        if version == "editable":
+            return  # `make` does it, and again whenever its source has changed
         try:
             module = compiled(Path(self.root))
-        except (CompileError, LinkError, PlatformError) as error:
+        except REFUSED as error:
             self.app.display_warning(f"not compiled, the detector will be slower: {error}")
             return
         build_data["artifacts"].append(str(module.relative_to(self.root)))
         build_data["pure_python"] = False
         build_data["infer_tag"] = True
+
+
+if __name__ == "__main__":
+    try:
+        compiled(Path(__file__).parents[1])
+    except REFUSED as error:
+        sys.exit(f"the detector's tick path could not be compiled; it works in Python, at half the rate. Why: {error}")

@@ -13,7 +13,7 @@ import structlog
 
 from services.detector import recorded
 from services.detector.engine import Engine
-from services.detector.quiet import WHY_PLAIN
+from services.detector.quiet import PLAIN
 from services.detector.recorded import Member, Range, Stopped
 from services.detector.replay import Recorded, merged, refuse, replay
 from services.detector.service import ADOPT_MS, BACK_MS, GROUP, Detector
@@ -43,8 +43,8 @@ def main(settings: Settings, health: Health) -> None:
         TopicMismatch: topics missing, or not co-partitioned: exit 2.
     """
     stop = process.stop_on_signal()
-    if WHY_PLAIN is not None:
-        log.warning("ticks are read by Python alone: right, but at half the rate", why=WHY_PLAIN)
+    if PLAIN is not None:
+        log.warning("ticks are read by Python alone: right, but at half the rate", why=PLAIN[0], next=PLAIN[1])
     cluster.require_topics(settings.kafka, [*READ, *EVENTS, topics.TICKS_DLQ])
     publisher = kafka.Publisher(kafka.event_producer(settings.kafka, "detector"), drop_when_full=False)
     now_ms = int(time.time() * 1000)

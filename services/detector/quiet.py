@@ -16,27 +16,29 @@ if TYPE_CHECKING:
     from services.detector.plain import BookTop, CoinTops, Quiet, Quote
 
 
-def _why_plain() -> str | None:
-    """Why the compiled module is not used; None: it is."""
+def _plain() -> tuple[str, str] | None:
+    """Why the compiled module is not used, and what to do; None: it is used."""
     if os.environ.get("ARB_PLAIN") == "1":
-        return "ARB_PLAIN=1"
+        return "ARB_PLAIN=1", "unset ARB_PLAIN"
     try:
         module = importlib.import_module("services.detector._quiet")
-    except ImportError:
-        return "nothing was compiled when Arbiter was installed: that takes a C compiler and Python's headers"
+    except ModuleNotFoundError:
+        return "it was not compiled", "run `make compiled`: it says why; it takes a C compiler and Python's headers"
+    except ImportError as error:
+        return f"what was compiled cannot be loaded ({error})", "run `make compiled`"
     source = Path(__file__).with_name("_quiet.pyx")
     if source.exists() and hashlib.sha256(source.read_bytes()).hexdigest() != module.SOURCE:
-        return "its source has changed since it was compiled: run `make compiled`"
+        return "services/detector/_quiet.pyx has changed since it was compiled", "run `make compiled`"
     return None
 
 
-WHY_PLAIN = _why_plain()
-"""Why quiet ticks are taken in by Python; None: by the compiled module."""
+PLAIN = _plain()
+"""Why quiet ticks are taken in by Python, and what to do; None: the compiled module does it."""
 
 if not TYPE_CHECKING:
-    if WHY_PLAIN is None:
+    if PLAIN is None:
         from services.detector._quiet import BookTop, CoinTops, Quiet, Quote
     else:
         from services.detector.plain import BookTop, CoinTops, Quiet, Quote
 
-__all__ = ["WHY_PLAIN", "BookTop", "CoinTops", "Quiet", "Quote"]
+__all__ = ["PLAIN", "BookTop", "CoinTops", "Quiet", "Quote"]

@@ -26,7 +26,7 @@ SECOND = 1000 * MS
 START_NS = 1_790_000_000 * SECOND
 TIMING = Timing(first_data_ns=15 * SECOND, refresh_ns=1800 * SECOND, max_silence_ns=2 * SECOND)
 CONFIGURED = settings.load()
-RUNS = {"coinbase": 500, "bybit": 500}
+RUNS = {"coinbase": 200, "bybit": 200}
 """Of those that no capture of any length exists of; damaged copies of captures are in test_damage.py."""
 
 every_exchange = pytest.mark.parametrize("name", sorted(EXCHANGES))

@@ -21,7 +21,7 @@ FILES = {
 }
 """Coinbase Advanced Trade has no captured book: its 500 runs are in test_conformance.py."""
 
-RUNS = 500
+RUNS = 200
 
 
 def items(name: str, most: int = 220) -> list[Item]:

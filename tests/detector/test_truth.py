@@ -12,7 +12,7 @@ TWENTY = (*TEN, "ATOM", "UNI", "XLM", "TRX", "NEAR", "APT", "FIL", "ICP", "BCH",
 T0_NS = 1_795_000_000_000_000_000
 
 
-@pytest.mark.parametrize(("seed", "seconds"), [(1, 90.0), (2, 45.0)])
+@pytest.mark.parametrize(("seed", "seconds"), [(1, 60.0), (2, 30.0)])
 def test_every_gap_that_outlives_the_persistence_is_found_and_none_is_invented(generated, seed, seconds):
     """Twenty coins on five exchanges: recall and precision 1."""
     configured = settings.load()

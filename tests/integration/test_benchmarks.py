@@ -59,7 +59,7 @@ def test_a_decider_is_measured(benchmark, broker, tmp_path, part):
         assert len(added.inside) == len(added.slowest) > 0
         assert min(added.slowest) >= measured.LATENCY_MS[0], "a model's own time is at least what was drawn for it"
         assert min(added.inside) > 0, "and nobody decides before it has answered"
-        assert [row["n"] > 0 for row in rows] == [True] * 5
+        assert [row["n"] > 0 for row in rows] == [True] * 6
     elif part == "rules":
         rows, ratio = measured.rules_only(broker, tmp_path, 500, 1)
         assert [row["messages"] >= 500 for row in rows] == [True] * 3

@@ -34,7 +34,7 @@ from services.collector.rest import Rest
 from services.decider import llm
 from services.decider.budget import Budget
 from services.decider.state import State, state_file
-from services.detector.quiet import WHY_PLAIN
+from services.detector.quiet import PLAIN
 from shared import cluster, secrets, topics
 from shared import kafka as client
 from shared.cluster import Look, NoAnswer
@@ -540,7 +540,7 @@ def _machine(settings: Settings, environ: Mapping[str, str], least_free: int) ->
         folder = here.Folder(what, str(path), free, _file_system(there.resolve(), mounts), writable)
         found += here.disk(folder, least_free)
     found += here.versions(tuple(sys.version_info[:3]), *cluster.client_versions())
-    found.append(here.tick_path(WHY_PLAIN))
+    found.append(here.tick_path(PLAIN))
     found.append(here.open_files(resource.getrlimit(resource.RLIMIT_NOFILE)[0]))
     return found
 

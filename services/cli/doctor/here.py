@@ -186,12 +186,16 @@ def open_files(soft: int) -> Finding:
     return ok(Part.MACHINE, "open files", "no limit" if soft < 0 else f"up to {soft}")
 
 
-def tick_path(why_plain: str | None) -> Finding:
-    """Whether the detector's tick path is compiled; of this installation, not of the detectors that run."""
-    if why_plain is None:
+def tick_path(plain: tuple[str, str] | None) -> Finding:
+    """Whether the detector's tick path is compiled; of this installation, not of the detectors that run.
+
+    Args:
+        plain: Why it is not, and what mends that.
+    """
+    if plain is None:
         return ok(Part.MACHINE, "tick path", "compiled")
-    fix = "install a C compiler and Python's headers, then `make compiled`; answers are the same without, slower"
-    return warn(Part.MACHINE, "tick path", f"a detector here reads ticks by Python alone: {why_plain}", fix)
+    why, fix = plain
+    return warn(Part.MACHINE, "tick path", f"a detector here reads ticks by Python, at half the rate: {why}", fix)
 
 
 def _numbers(version: str) -> tuple[int, ...]:
