@@ -28,7 +28,7 @@ $(COMPILED): services/detector/_quiet.pyx deploy/compile.py $(READY)
 compiled: $(READY) ## compile the detector's tick path; done by itself where a C compiler is, this says why it is not
 	@$(VENV)/bin/python deploy/compile.py
 
-demo: $(READY) $(COMPILED) ## everything on this machine, simulated; SECONDS=60 ends it, SEED=7 changes it, LIVE=1 uses real feeds
+demo: $(COMPILED) ## everything on this machine, simulated; SECONDS=60 ends it, SEED=7 changes it, LIVE=1 uses real feeds
 	@$(VENV)/bin/arb demo $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(if $(LIVE),--live)
 
 test: lint types unit ## ruff, mypy --strict, and all tests (integration on a real broker)
@@ -41,13 +41,13 @@ types: $(READY) ## mypy --strict
 	@$(VENV)/bin/mypy --strict services shared
 
 # Files side by side: each process has a broker of its own, and few of them use a core for long.
-unit: $(READY) $(COMPILED) ## pytest; ARGS="-k kraken" for some of it
+unit: $(COMPILED) ## pytest; ARGS="-k kraken" for some of it
 	@$(VENV)/bin/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-gateway: $(READY) $(COMPILED) ## the decider behind a real LiteLLM proxy (400 MB in an environment of its own, once)
+gateway: $(COMPILED) ## the decider behind a real LiteLLM proxy (400 MB in an environment of its own, once)
 	@ARB_TEST_LITELLM=1 $(VENV)/bin/pytest tests/integration/test_litellm.py $(ARGS)
 
-chaos: $(READY) $(COMPILED) ## three brokers and every service broken on purpose, about 25 minutes; ARGS="--only leader", --list
+chaos: $(COMPILED) ## three brokers and every service broken on purpose, about 25 minutes; ARGS="--only leader", --list
 	@$(VENV)/bin/python -m tools.chaos $(ARGS)
 
 kubernetes: $(READY) ## helm lint, helm template and kubeconform; fetches these once
@@ -68,7 +68,7 @@ generated: schemas ## write everything anew that is made of shared/: schemas, da
 	@$(VENV)/bin/python tools/metric_table.py
 	@$(VENV)/bin/python -m tools.kubernetes write
 
-bench: $(READY) $(COMPILED) ## the benchmarks: tables, and JSON in benchmarks/results
+bench: $(COMPILED) ## the benchmarks: tables, and JSON in benchmarks/results
 	@$(VENV)/bin/python benchmarks/collector.py
 	@$(VENV)/bin/python benchmarks/detector.py
 	@$(VENV)/bin/python benchmarks/latency.py

@@ -316,9 +316,8 @@ def measure(
             wait_until(lambda: len(run.came) >= rate, START_S, started, read_from[0])
             # What had come before it was up is a queue, which goes slowly where nearly all panels are busy anyway. One
             # that does not go at all is not for us to hide.
-            end = time.perf_counter() + START_S
-            while not run.is_steady(int(rate)) and started.poll() is None and time.perf_counter() < end:
-                time.sleep(0.2)
+            with contextlib.suppress(RuntimeError):
+                wait_until(lambda: run.is_steady(int(rate)), START_S, started, read_from[0])
             time.sleep(STEADY_S)  # not counted: start-up of clients and caches
             first = max(run.sent) + 1
             time.sleep(seconds)  # what is measured

@@ -580,7 +580,10 @@ def decode(value: bytes | None) -> AnyMessage:
 
 
 _Whole = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
-_Moment = Annotated[int, msgspec.Meta(ge=0, le=2**62)]  # in the year 2116: with what is added it still has 64 bits
+LAST_NS = 2**62
+"""In the year 2116: with what is added to a moment it still has 64 bits."""
+
+_Moment = Annotated[int, msgspec.Meta(ge=0, le=LAST_NS)]
 
 
 class _Tick(msgspec.Struct, tag_field="kind", gc=False):

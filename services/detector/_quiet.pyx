@@ -8,19 +8,22 @@ from cpython.object cimport PyObject
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcmp
 
+from services.detector import plain
+from shared import messages
+
 cdef extern from *:
     const char *QUIET_SOURCE  # defined when it is compiled
 
 SOURCE = QUIET_SOURCE.decode()
 """SHA-256 of the source that this was compiled from."""
 
-cdef double NO_BID = 0.0
-cdef double NO_ASK = float("inf")
-cdef double LEAST = 1e-18
-cdef double MOST = 1e18
+cdef double NO_BID = plain.NO_BID
+cdef double NO_ASK = plain.NO_ASK
+cdef double LEAST = plain.LEAST
+cdef double MOST = plain.MOST
 cdef str LIVE = "live"
 cdef unsigned long long BIGGEST = 2 ** 63 - 1
-cdef long long LAST_NS = 2 ** 62
+cdef long long LAST_NS = messages.LAST_NS
 
 cdef unsigned long long EXACT_INTEGERS = 2 ** 53
 cdef enum:
@@ -256,7 +259,7 @@ cdef inline bint value(const char *at, const char *end, double *found) noexcept:
                 return False
         at += 1
     power += sign * written
-    if mantissa > (EXACT_INTEGERS) or not -EXACT_POWERS < power < EXACT_POWERS:
+    if mantissa > EXACT_INTEGERS or not -EXACT_POWERS < power < EXACT_POWERS:
         return False
     found[0] = <double>mantissa / POWERS[-power] if power < 0 else <double>mantissa * POWERS[power]
     return True
@@ -291,6 +294,11 @@ cdef const char *side(const char *at, const char *end, double *best) noexcept:
         at += 1
 
 
+cdef bytes on_the_wire(str exchange, str symbol):
+    """From the first letter of the exchange to the last of the symbol, as they stand in a record."""
+    return f'{exchange}","symbol":"{symbol}'.encode()
+
+
 cdef class Quiet:
     cdef dict _books
 
@@ -298,10 +306,10 @@ cdef class Quiet:
         self._books = {}
 
     def know(self, str exchange, str symbol, BookTop book):
-        self._books[f'{exchange}","symbol":"{symbol}'.encode()] = book
+        self._books[on_the_wire(exchange, symbol)] = book
 
     def forget(self, str exchange, str symbol):
-        del self._books[f'{exchange}","symbol":"{symbol}'.encode()]
+        del self._books[on_the_wire(exchange, symbol)]
 
     def take(self, list values, Py_ssize_t at, long long now_ns, long long sure_ns, long long until_ns,
              long long version):

@@ -5,7 +5,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, NamedTuple
 
 from services.detector.context import Volatility
-from services.detector.plain import NO_ASK, NO_BID
+from services.detector.plain import LEAST, MOST, NO_ASK, NO_BID
 from services.detector.quiet import BookTop, Quote
 from shared import metrics, symbols
 from shared.errors import UndecodableRecord
@@ -43,9 +43,6 @@ class OrderTerms(NamedTuple):
     min_size: Decimal | None = None
     min_notional: Decimal | None = None
 
-
-LEAST, MOST = 1e-18, 1e18
-"""No price or size of any coin lies beyond; what does would only break the arithmetic later, far from its record."""
 
 Tops = tuple[bytes, bytes, float, float]
 """Both sides of a book as text, bids first, and their best prices."""

@@ -5,6 +5,9 @@ from typing import Any
 NO_BID, NO_ASK = 0.0, float("inf")
 """Best prices of an empty side: nothing ever crosses with them."""
 
+LEAST, MOST = 1e-18, 1e18
+"""No price or size of any coin lies beyond; what does would only break the arithmetic later, far from its record."""
+
 
 class Quote:
     """What a unit of a quote currency brings in USD (`bid`) and costs (`ask`)."""
@@ -111,10 +114,8 @@ class CoinTops:
         bids, asks = self._bids, self._asks
         bids[slot], asks[slot] = bid, ask
         if self.mixed:
-            if self._version != version:
-                self._convert(version)
-            else:
-                self._usd_bids[slot], self._usd_asks[slot] = bid * book.fx.bid, ask * book.fx.ask
+            self._convert(version)
+            self._usd_bids[slot], self._usd_asks[slot] = bid * book.fx.bid, ask * book.fx.ask
             if max(self._usd_bids) > self._usd_asks[slot] or self._usd_bids[slot] > min(self._usd_asks):
                 return True
         return max(bids) > ask or bid > min(asks)
@@ -123,11 +124,12 @@ class CoinTops:
         """Whether any two books cross in USD at the rates of now: a rate alone may bring that."""
         if not self.mixed:
             return False
-        if self._version != version:
-            self._convert(version)
+        self._convert(version)
         return max(self._usd_bids) > min(self._usd_asks)
 
     def _convert(self, version: int) -> None:
+        if self._version == version:
+            return
         self._version = version
         for book in self.books:
             self._usd_bids[book.slot] = book.best_bid * book.fx.bid
