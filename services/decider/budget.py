@@ -5,8 +5,9 @@ caps. Amounts are rounded up to whole pico-USD, caps down.
 """
 
 import datetime
+import functools
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 
@@ -27,6 +28,7 @@ _MOST_PICO = 2**61
 _WIDE = Context(prec=60)
 
 
+@functools.lru_cache(256)  # asked of the same text by the guards, the budget and what was used
 def estimated_tokens(text: str) -> int:
     """Upper estimate of a text's tokens as a prompt, the frame of its message included.
 
@@ -71,7 +73,7 @@ def clamp(model: ModelSettings, prompt: str, usage: object) -> Tokens:
     ]
     within = _within(read, most_in)
     cached = min(max(min(hits), 0), within) if hits and read is not None else 0
-    return Tokens.model_validate({"in": within, "cached": cached, "out": _within(written, model.max_out)})
+    return Tokens.trusted(input=within, cached=cached, out=_within(written, model.max_out))
 
 
 def _field(thing: object, name: str) -> object:
@@ -198,15 +200,23 @@ class Budget:
 
         The first call counts, a later one does nothing. If the book cannot be written, all of the reservation stands.
         """
-        with self._lock:
-            if reservation.settled:
-                return
-            reservation.settled = True
-        pico = reservation.booking.pico
-        used = _up(max(actual, Decimal(0))) if actual.is_finite() else None
-        back = pico - min(used, pico) if used is not None else 0
-        if back and self._state.give_back(reservation.booking, back, now_ns):
-            reservation.amount = _usd(pico - back)
+        self.settle_all([(reservation, actual)], now_ns)
+
+    def settle_all(self, settlements: Iterable[tuple[Reservation, Decimal]], now_ns: int) -> None:
+        """As `settle`, for several at once: what is not used of them goes back in one change of the book, or stands."""
+        backs: list[tuple[Reservation, int]] = []
+        for reservation, actual in settlements:
+            with self._lock:
+                if reservation.settled:
+                    continue
+                reservation.settled = True
+            pico = reservation.booking.pico
+            used = _up(max(actual, Decimal(0))) if actual.is_finite() else None
+            if used is not None and used < pico:
+                backs.append((reservation, pico - used))
+        if backs and self._state.give_back([(reservation.booking, back) for reservation, back in backs], now_ns):
+            for reservation, back in backs:
+                reservation.amount = _usd(reservation.booking.pico - back)
 
     def spent(self, now_ns: int) -> Spent:
         """What counts now.

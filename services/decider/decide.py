@@ -166,14 +166,19 @@ class Decider:
         case.asked_ns = desk.clock()
         case.deadline_ms = judge.deadline_ms(case, terms)
         purse, ends = Purse(), desk.monotonic() + case.deadline_ms / 1000
+        users = prompt.questions(ROLES, opportunity, case.asked_ns)
         askers: dict[Role, RoleAsker | NoModel] = {}
         for role in ROLES:
             if role not in desk.settings.roles:
                 askers[role] = NoModel(role)
                 continue
-            user = prompt.question(role, opportunity, case.asked_ns)
-            askers[role] = RoleAsker(desk, role, terms.prompts[role], user, opportunity.opportunity_id, purse, ends)
-        result = await panel.run(askers, terms, deadline_s=case.deadline_ms / 1000, monotonic=desk.monotonic)
+            askers[role] = RoleAsker(
+                desk, role, terms.prompts[role], users[role], opportunity.opportunity_id, purse, ends
+            )
+        try:
+            result = await panel.run(askers, terms, deadline_s=case.deadline_ms / 1000, monotonic=desk.monotonic)
+        finally:
+            purse.settle(desk.budget, desk.clock())
         case.records, case.arrivals, case.late = result.records, result.arrivals, result.late
         case.elapsed_ms = result.elapsed_ms
         case.questions = [asker.question() for asker in askers.values() if isinstance(asker, RoleAsker)]
@@ -228,13 +233,14 @@ class Decider:
         assert candidate is not None
         asked_ns, seconds = desk.clock(), self._decider.panel_deadline_ms / 1000
         user = next(question.user for question in case.questions if question.role == role)
+        purse = Purse()
         asker = RoleAsker(
             desk,
             role,
             self._of(case).prompts[role],
             user,
             case.opportunity.opportunity_id,
-            Purse(),
+            purse,
             desk.monotonic() + seconds,
             only=(candidate, "shadow"),
         )
@@ -243,6 +249,8 @@ class Decider:
                 record = await asker.ask()
         except TimeoutError:
             record = asker.stopped("late")
+        finally:
+            purse.settle(desk.budget, desk.clock())
         return Shadow(
             decision_id=decision.decision_id,
             opportunity_id=decision.opportunity_id,

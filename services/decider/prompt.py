@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -171,9 +171,13 @@ def question(role: Role, opportunity: Opportunity, now_ns: int) -> str:
 
     Ask `allowed` first: exchanges and symbols go in as they stand.
     """
+    return questions((role,), opportunity, now_ns)[role]
+
+
+def questions(roles: Iterable[Role], opportunity: Opportunity, now_ns: int) -> dict[Role, str]:
+    """The `question` of each role: they differ in the role's name only."""
     context, bridge = opportunity.context, _bridge(opportunity)
     asked: dict[str, Any] = {
-        "role": role,
         "route": opportunity.route,
         "orders": 2 if bridge is None else 3,
         "base": opportunity.base,
@@ -195,7 +199,8 @@ def question(role: Role, opportunity: Opportunity, now_ns: int) -> str:
     }
     if bridge is not None:
         asked["bridge"] = {"side": bridge.side, **_order(bridge)}
-    return orjson.dumps(asked).decode()
+    rest = orjson.dumps(asked).decode()[1:]
+    return {role: f'{{"role":"{role}",{rest}' for role in roles}
 
 
 def _bridge(opportunity: Opportunity) -> RouteLeg | None:

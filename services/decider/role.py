@@ -5,12 +5,14 @@ became of it. Whatever happens the result is a record; only a cancellation passe
 """
 
 import asyncio
+import functools
 import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from decimal import Decimal
+from typing import Any
 
 import structlog
 
@@ -59,11 +61,38 @@ class Desk:
     monotonic: Callable[[], float] = time.monotonic
 
 
+@functools.cache
+def _counted(provider: str, kind: str) -> Any:
+    return metrics.MODEL_TOKENS.labels(provider=provider, kind=kind)
+
+
+@functools.cache
+def _called(provider: str, role: Role, outcome: str) -> Any:
+    return metrics.MODEL_CALLS.labels(provider=provider, role=role, outcome=outcome)
+
+
+@functools.cache
+def _latency(provider: str) -> Any:
+    return metrics.MODEL_LATENCY_MS.labels(provider=provider)
+
+
+@functools.cache
+def _cost(provider: str) -> Any:
+    return metrics.MODEL_COST_USD.labels(provider=provider)
+
+
 @dataclass
 class Purse:
-    """What the calls for one opportunity have reserved so far (USD)."""
+    """What the calls for one opportunity have reserved so far (USD), and what became of it: to be settled together."""
 
     spent: Decimal = Decimal(0)
+    ended: list[tuple[Reservation, Decimal]] = field(default_factory=list)
+
+    def settle(self, budget: Budget, now_ns: int) -> None:
+        """Settle the calls that have ended; until then their worst case counts, also if this process is killed."""
+        if self.ended:
+            budget.settle_all(self.ended, now_ns)
+            self.ended.clear()
 
 
 @dataclass
@@ -158,6 +187,10 @@ class RoleAsker:
 
     # ------------------------------------------------ which model
 
+    @functools.cached_property
+    def _text(self) -> str:
+        return self.prompt.text + self.user
+
     def _chain(self) -> list[tuple[ModelChoice, Via]]:
         if self.only is not None:
             return [self.only]
@@ -244,13 +277,14 @@ class RoleAsker:
         desk, choice = self.desk, call.choice
         if not desk.models.has(choice.provider):
             return "skipped:disabled"
-        model, text = desk.settings.models[choice.model], self.prompt.text + self.user
+        model, text = desk.settings.models[choice.model], self._text
         tokens = money.estimated_tokens(text) + model.max_out
         refused = desk.guards.refuses(choice.provider, choice.model, tokens, desk.monotonic())
         if refused is not None:
             return refused
         amount = money.worst_case(model, text, _day(desk.clock()))
         shadow = call.via == "shadow"
+        self.purse.settle(desk.budget, desk.clock())  # what an earlier model did not use may be what this one needs
         call.reserved = desk.budget.reserve(choice.provider, amount, self.purse.spent, desk.clock(), shadow=shadow)
         if call.reserved is None:
             return "skipped:budget"
@@ -265,11 +299,11 @@ class RoleAsker:
         if call.reserved is not None:
             model = desk.settings.models[choice.model]
             if result.billed():
-                tokens = money.clamp(model, self.prompt.text + self.user, result.usage)
+                tokens = money.clamp(model, self._text, result.usage)
                 cost = money.cost(model, tokens, _day(desk.clock()))
             elif result.outcome in ("late", "unneeded", "network") and not result.unsent:
                 cost = call.reserved.amount  # it may have been done, and will be billed then
-            desk.budget.settle(call.reserved, cost, desk.clock())
+            self.purse.ended.append((call.reserved, cost))
         asked = call.reserved is not None
         if asked or result.outcome == "skipped:budget":
             words = desk.guards.report(
@@ -288,13 +322,13 @@ class RoleAsker:
                 metrics.ROLLBACKS.labels(role=self.role, model=choice.model).inc()
                 log.error("candidate rolled back", role=self.role, model=choice.model, why=gone)
             if result.outcome != "unneeded":  # cut off by us: no time of the model's
-                metrics.MODEL_LATENCY_MS.labels(provider=choice.provider).observe(elapsed_ms)
-            metrics.MODEL_COST_USD.labels(provider=choice.provider).inc(float(cost))
+                _latency(choice.provider).observe(elapsed_ms)
+            _cost(choice.provider).inc(float(cost))
             for kind, count in (("in", tokens.input), ("cached", tokens.cached), ("out", tokens.out)):
-                metrics.MODEL_TOKENS.labels(provider=choice.provider, kind=kind).inc(count)
-        metrics.MODEL_CALLS.labels(provider=choice.provider, role=self.role, outcome=result.outcome).inc()
+                _counted(choice.provider, kind).inc(count)
+        _called(choice.provider, self.role, result.outcome).inc()
         call.raw = result.raw
-        call.record = CallRecord(
+        call.record = CallRecord.trusted(  # of values that are ours or were checked as they came
             provider=choice.provider,
             model_asked=choice.model,
             via=call.via,
@@ -320,8 +354,8 @@ class RoleAsker:
         assert counts.record is not None
         self._counts = counts
         others = [call.record for call in self._ordered() if call is not counts and call.record is not None]
-        return RoleRecord(
-            **{name: getattr(counts.record, name) for name in CallRecord.model_fields},
+        return RoleRecord.trusted(
+            **counts.record.__dict__,
             role=self.role,
             prompt_version=self.prompt.name,
             prompt_sha256=self.prompt.sha256,

@@ -14,7 +14,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -56,6 +56,13 @@ CREATE TABLE rollbacks (
 PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {VERSION}
 """
+_STANDING = """
+SELECT (SELECT COALESCE(SUM(pico), 0) FROM days WHERE day >= ?1 AND name = ?2),
+    (SELECT COALESCE(SUM(pico), 0) FROM days WHERE day >= ?1 AND name = ?3),
+    (SELECT COALESCE(SUM(pico), 0) FROM seconds WHERE second >= ?4),
+    (SELECT n FROM seconds WHERE second = ?5)
+"""
+"""What counts against a booking, and the row of its second: in one statement, each costs as much as what it does."""
 _READABLE = (
     "SELECT second, n, pico FROM seconds LIMIT 1",
     "SELECT day, name, pico FROM days LIMIT 1",
@@ -188,14 +195,15 @@ class State:
         with self._lock:
             try:
                 with self._changing() as db:
-                    booked = self._days(day)
-                    if booked.get(names[0], 0) + pico > limits.day or booked.get(names[1], 0) + pico > limits.provider:
+                    found = db.execute(_STANDING, (day, *names, second - WINDOW_S, second)).fetchone()
+                    of_day, of_provider, of_minute, n = found
+                    if of_day + pico > limits.day or of_provider + pico > limits.provider:
                         return None
                     place = None
                     if limits.minute is not None:
-                        if self._minute(second) + pico > limits.minute:
+                        if of_minute + pico > limits.minute:
                             return None
-                        place = self._into_second(second, pico)
+                        place = second, self._into_second(second, n, pico)
                     db.execute(
                         "INSERT INTO days VALUES (?1, ?2, ?4), (?1, ?3, ?4) "
                         "ON CONFLICT DO UPDATE SET pico = pico + excluded.pico",
@@ -206,22 +214,29 @@ class State:
                 return None
         return Booking(day, names, place, pico)
 
-    def give_back(self, booking: Booking, pico: int, now_ns: int) -> bool:
-        """Take part of a booking out again; False, and all of it still stands, if the file cannot be written now.
+    def give_back(self, backs: Sequence[tuple[Booking, int]], now_ns: int) -> bool:
+        """Take part of each booking out again; False, and all of them still stand, if the file cannot be written now.
 
         For each booking once: a second time would take out another's money.
         """
-        pico = min(max(pico, 0), booking.pico)
+        of_second: dict[tuple[int, int], int] = {}
+        of_day: dict[tuple[int, str], int] = {}
+        for booking, part in backs:  # those of one panel are mostly of one second
+            pico = min(max(part, 0), booking.pico)
+            if booking.second is not None:
+                of_second[booking.second] = of_second.get(booking.second, 0) + pico
+            for name in booking.names:
+                of_day[booking.day, name] = of_day.get((booking.day, name), 0) + pico
         with self._lock:
             try:
                 with self._changing() as db:
-                    if booking.second is not None:
-                        db.execute(
-                            "UPDATE seconds SET pico = pico - ? WHERE second = ? AND n = ?", (pico, *booking.second)
-                        )
-                    db.execute(
-                        "UPDATE days SET pico = pico - ? WHERE day = ? AND name IN (?, ?)",
-                        (pico, booking.day, *booking.names),
+                    db.executemany(
+                        "UPDATE seconds SET pico = pico - ? WHERE second = ? AND n = ?",
+                        [(pico, *place) for place, pico in of_second.items()],
+                    )
+                    db.executemany(
+                        "UPDATE days SET pico = pico - ? WHERE day = ? AND name = ?",
+                        [(pico, *place) for place, pico in of_day.items()],
                     )
             except (sqlite3.Error, OSError, OverflowError) as error:
                 self._refused(error, now_ns)
@@ -258,17 +273,16 @@ class State:
             totals[name] = totals.get(name, 0) + pico
         return totals
 
-    def _into_second(self, second: int, pico: int) -> tuple[int, int]:
-        """Row of the money: its second and its number, which no later row of the same second has."""
+    def _into_second(self, second: int, n: int | None, pico: int) -> int:
+        """Number of the money's row, which no later row of the same second has; `n`: of the row that is there."""
         db = self._db
-        row = db.execute("SELECT n FROM seconds WHERE second = ?", (second,)).fetchone()
-        if row is not None:
+        if n is not None:
             db.execute("UPDATE seconds SET pico = pico + ? WHERE second = ?", (pico, second))
-            return second, int(row[0])
+            return n
         n = int(db.execute("SELECT COALESCE(MAX(n), 0) + 1 FROM seconds").fetchone()[0])
         db.execute("INSERT INTO seconds VALUES (?, ?, ?)", (second, n, pico))
         db.execute("DELETE FROM seconds WHERE n <= ?", (n - KEPT_SECONDS,))
-        return second, n
+        return n
 
     # ------------------------------------------------------------ candidates
 

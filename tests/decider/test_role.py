@@ -308,9 +308,23 @@ async def test_a_connection_that_was_never_there_costs_nothing(bench):
         return llm.CallResult("network", unsent=True)
 
     made.models.ask = ask
-    record = await asker(made).ask()
+    purse = Purse()
+    record = await asker(made, purse=purse).ask()
     assert (record.outcome, record.cost_usd) == ("network", 0)
+    assert made.desk.budget.spent(made.clock()).day.spent == purse.spent > 0, "until the panel has ended"
+    purse.settle(made.desk.budget, made.clock())
     assert made.desk.budget.spent(made.clock()).day.spent == 0
     answers(made, "network")
     del made.models.ask
     assert (await asker(made).ask()).cost_usd > 0, "one that broke may be billed"
+
+
+async def test_a_fallback_may_use_what_the_first_model_did_not(bench):
+    made = bench()
+    answers(made, "server")
+    purse = Purse()
+    await asker(made, purse=purse).ask()
+    made = bench(max_minute_usd=purse.spent * Decimal("0.7"))  # one call at its worst, not two
+    answers(made, "server")
+    record = await asker(made).ask()
+    assert (record.via, record.outcome) == ("fallback", "ok")

@@ -238,7 +238,7 @@ def test_money_of_a_forgotten_second_is_not_taken_from_a_later_row_of_the_same_s
         old = book(state, 10, NOW_NS)
         book(state, 1, NOW_NS + SECOND_NS)
         book(state, 7, NOW_NS)  # the clock was set back: the same second, another row
-        assert state.give_back(old, 10, NOW_NS)
+        assert state.give_back([(old, 10)], NOW_NS)
         assert state.booked(NOW_NS).minute == 7
         assert state.booked(NOW_NS).days[PANEL] == 8
 
@@ -247,10 +247,22 @@ def test_no_more_is_given_back_than_was_booked():
     with State(None) as state:
         book(state, 3)
         booking = book(state, 5)
-        assert state.give_back(booking, 99, NOW_NS)
+        assert state.give_back([(booking, 99)], NOW_NS)
         assert state.booked(NOW_NS).minute == 3
-        assert not state.give_back(booking, 5, NOW_NS)  # a second time would be another's money, and 3 < 5
+        assert not state.give_back([(booking, 5)], NOW_NS)  # a second time would be another's money, and 3 < 5
         assert state.booked(NOW_NS).minute == 3
+
+
+def test_what_several_bookings_give_back_goes_at_once_or_not_at_all():
+    with State(None) as state:
+        first, second = book(state, 30), book(state, 20)
+        later = book(state, 7, NOW_NS + 1_000_000_000)
+        shadow = book(state, 5, limits=Limits(None, 100, 100), shadow=True)
+        assert state.give_back([(first, 10), (second, 20), (later, 3), (shadow, 1)], NOW_NS)
+        booked = state.booked(NOW_NS)
+        assert (booked.minute, booked.days) == (24, {"panel": 24, "provider:openai": 28, "shadow": 4})
+        assert not state.give_back([(later, 4), (shadow, 5)], NOW_NS)
+        assert state.booked(NOW_NS) == booked, "a part that is not there takes the others along"
 
 
 def test_the_log_is_moved_into_the_file_while_it_is_in_use(file):
