@@ -337,8 +337,7 @@ def cost_of(record: RoleRecord) -> Decimal:
 
 def reused(record: RoleRecord) -> RoleRecord:
     """The answer of an earlier panel: it was paid for then."""
-    nothing = {"cost_usd": Decimal(0), "tokens": Tokens(), "latency_ms": 0, "others": []}
-    return record.model_copy(update=nothing)
+    return record.changed(cost_usd=Decimal(0), tokens=Tokens(), latency_ms=0, others=[])
 
 
 def audit(case: Case, decision: Decision) -> Audit:

@@ -491,7 +491,8 @@ def _judge(reply: _Reply, elapsed_ms: int, slow_ms: int) -> CallResult:
         return result("invalid")
     if answer.code == "UNSURE":
         return result("unsure")
-    answer = answer.model_copy(update={"note": redact(answer.note)})
+    if (note := redact(answer.note)) != answer.note:
+        answer = answer.model_copy(update={"note": note})
     return result("slow" if elapsed_ms > slow_ms else "ok", answer)
 
 
@@ -526,7 +527,7 @@ def _document(reply: _Reply, most_objects: int = MOST_OBJECTS) -> object:
     if not reply.whole or reply.broken or reply.body.count(b"{") > most_objects:
         return None
     try:
-        document: object = json.loads(reply.body.decode("utf-8-sig"), object_pairs_hook=_no_twins)
+        document: object = _JSON.decode(reply.body.decode("utf-8-sig"))
     except (ValueError, RecursionError, MemoryError):
         return None
     return document
@@ -537,6 +538,9 @@ def _no_twins(pairs: list[tuple[str, object]]) -> dict[str, object]:
     if len(found) != len(pairs):
         raise ValueError("a name stands twice")
     return found
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=_no_twins)
 
 
 def _first(choices: object) -> dict[str, Any]:

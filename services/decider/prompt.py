@@ -267,7 +267,7 @@ def parse_answer(content: object) -> RoleAnswer:
     if not text:
         raise NoAnswer("blank")
     try:
-        json.loads(text, object_pairs_hook=_no_twins, parse_constant=_no_constants)
+        _JSON.decode(text)
         answer = RoleAnswer.model_validate_json(text)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
@@ -292,3 +292,6 @@ def _no_twins(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 def _no_constants(name: str) -> None:
     raise ValueError(f"{name} is no number")
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=_no_twins, parse_constant=_no_constants)
