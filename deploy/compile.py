@@ -38,7 +38,14 @@ def compiled(root: Path) -> Path:
     source = root.joinpath(*NAME.split(".")).with_suffix(".pyx")
     digest = hashlib.sha256(source.read_bytes()).hexdigest()
     with tempfile.TemporaryDirectory(prefix="arbiter-") as folder, contextlib.chdir(root):
-        extension = Extension(NAME, [str(source.relative_to(root))], define_macros=[("QUIET_SOURCE", f'"{digest}"')])
+        extension = Extension(
+            NAME,
+            [str(source.relative_to(root))],
+            define_macros=[("QUIET_SOURCE", f'"{digest}"')],
+            extra_compile_args=[
+                "-ffp-contract=off"
+            ],  # a product and a sum in one step round otherwise than Python does
+        )
         made = cythonize([extension], build_dir=folder, quiet=True)
         command = Distribution({"name": "arbiter", "ext_modules": made}).get_command_obj("build_ext")
         command.inplace, command.build_temp, command.build_lib = True, folder, folder

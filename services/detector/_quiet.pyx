@@ -21,6 +21,10 @@ cdef double NO_BID = plain.NO_BID
 cdef double NO_ASK = plain.NO_ASK
 cdef double LEAST = plain.LEAST
 cdef double MOST = plain.MOST
+cdef double CLEAR = plain.CLEAR
+cdef double NOTHING_SEEN = plain.NOTHING_SEEN
+cdef long long NEVER_NS = plain.NEVER_NS
+cdef long long DAY_NS = plain.DAY_NS
 cdef str LIVE = "live"
 cdef unsigned long long BIGGEST = 2 ** 63 - 1
 cdef long long LAST_NS = messages.LAST_NS
@@ -35,8 +39,8 @@ for _n in range(EXACT_POWERS):
 
 
 cdef class Quote:
-    cdef public double bid
-    cdef public double ask
+    cdef public double bid, ask
+    cdef public long long good_until_ns
 
 
 cdef class BookTop:
@@ -44,20 +48,26 @@ cdef class BookTop:
     cdef public long long sequence, version
     cdef public long long received_ns, alive_ns, touched_ns, next_mid_ns
     cdef public Py_ssize_t slot
-    cdef public str state
+    cdef public long long fee_day
+    cdef public bint fee_known
+    cdef public double buy_factor, sell_factor
+    cdef public str exchange, state
     cdef public list gaps
     cdef public CoinTops coin
     cdef public Quote fx
     cdef bytes _value, _bids, _asks
     cdef Py_ssize_t _bids_at, _bids_end, _asks_at, _asks_end
 
-    def __init__(self, Quote fx):
+    def __init__(self, str exchange, Quote fx):
+        self.exchange = exchange
         self.fx = fx
         self.gaps = []
         self.state = "syncing"
         self.sequence = -1
         self._bids = self._asks = b"[]"
         self.best_bid, self.best_ask = NO_BID, NO_ASK
+        self.fee_day = -1
+        self.buy_factor = NO_ASK
 
     def put(self, long long received_ns, bytes bids, bytes asks, double best_bid, double best_ask):
         self._value, self._bids, self._asks = None, bids, asks
@@ -80,7 +90,7 @@ cdef class BookTop:
 
 
 cdef class CoinTops:
-    cdef public bint owned, bridge, bridged, mixed
+    cdef public bint owned, bridge, bridged, mixed, has_moved
     cdef public list books
     cdef long long _version
     cdef double *_prices  # bids, asks, and both in USD, each of _room places
@@ -145,6 +155,22 @@ cdef class CoinTops:
                 return True
         return self._crosses(0, book.slot, bid, ask)
 
+    cdef Py_ssize_t _pairs(self, BookTop book, double bid, double ask):
+        """With how many books of other exchanges a book of these prices crosses, in either direction. After
+        `_would_cross`, which has converted."""
+        cdef double usd_bid = bid * book.fx.bid, usd_ask = ask * book.fx.ask
+        cdef double *bids = self._prices
+        cdef double *asks = bids + self._room
+        cdef double *usd_bids = asks + self._room
+        cdef double *usd_asks = usd_bids + self._room
+        cdef Py_ssize_t at, found = 0
+        for at in range(self._count):
+            if at == book.slot or (<BookTop>PyList_GET_ITEM(self.books, at)).exchange == book.exchange:
+                continue
+            found += bids[at] > ask or (self.mixed and usd_bids[at] > usd_ask)
+            found += bid > asks[at] or (self.mixed and usd_bid > usd_asks[at])
+        return found
+
     cdef void _moved(self, BookTop book) noexcept:
         self._note(book.slot, book.best_bid, book.best_ask)
         if self.mixed:
@@ -165,6 +191,29 @@ cdef class CoinTops:
             bid = max(bid, self._prices[2 * self._room + at])
             ask = min(ask, self._prices[3 * self._room + at])
         return bid > ask
+
+
+cdef class GapTop:
+    cdef public BookTop buy, sell, bridge
+    cdef public object opportunity, rejection
+    cdef public object gone_ns, passing_ns, failing_ns
+    cdef public bint adopted
+    cdef public int eaten
+    cdef public long long published_ns, refused_ns, recheck_ns, due_ns
+    cdef public double best_seen_bps
+    cdef double _net_bps  # while a tick is looked at
+
+    def __init__(self, BookTop buy, BookTop sell, BookTop bridge):
+        self.buy, self.sell, self.bridge = buy, sell, bridge
+        self.refused_ns = -1
+        self.recheck_ns = self.due_ns = NEVER_NS
+        self.best_seen_bps = NOTHING_SEEN
+
+    cdef void _note(self, long long now_ns):
+        """It was looked at, and stays as it is: of a rejection it matters when, and what its edge was."""
+        if self.gone_ns is None and self.opportunity is None:
+            self.refused_ns = now_ns
+            self.best_seen_bps = max(self.best_seen_bps, self._net_bps)
 
 
 # ---------------------------------------------------------------- the text of a book, as our collectors write it
@@ -301,9 +350,13 @@ cdef bytes on_the_wire(str exchange, str symbol):
 
 cdef class Quiet:
     cdef dict _books
+    cdef long long _max_silence_ns, _max_age_ns, _max_skew_ns, _update_min_ns, _update_max_ns, _reasons_min_ns
+    cdef double _most_net
 
-    def __init__(self):
+    def __init__(self, gates):
         self._books = {}
+        self._max_silence_ns, self._max_age_ns, self._max_skew_ns = gates[:3]
+        self._update_min_ns, self._update_max_ns, self._reasons_min_ns, self._most_net = gates[3:]
 
     def know(self, str exchange, str symbol, BookTop book):
         self._books[on_the_wire(exchange, symbol)] = book
@@ -333,6 +386,7 @@ cdef class Quiet:
         cdef CoinTops coin
         cdef long long sequence = 0, received_ns = 0, ignored = 0, moment_ns = now_ns[0]
         cdef double bid = 0, ask = 0
+        cdef bint crosses
         if not PyBytes_CheckExact(record):
             return False
         begin = PyBytes_AS_STRING(record)
@@ -346,7 +400,7 @@ cdef class Quiet:
             return False
         book = <BookTop>found
         coin = book.coin
-        if PyList_GET_SIZE(book.gaps) or coin.bridge or coin.bridged or not coin.owned:
+        if coin.bridged or not coin.owned:
             return False
         at = whole(after(at, end, b'","sequence":', 13), end, &sequence)
         at = whole(after(at, end, b',"received_ns":', 15), end, &received_ns)
@@ -364,7 +418,11 @@ cdef class Quiet:
         bids_end = side(bids, end, &bid)
         asks = after(bids_end, end, b',"asks":', 8)
         at = side(asks, end, &ask)
-        if at == NULL or end - at != 1 or at[0] != c"}" or coin._would_cross(book, bid, ask, version):
+        if at == NULL or end - at != 1 or at[0] != c"}":
+            return False
+        crosses = coin._would_cross(book, bid, ask, version)
+        if ((crosses or PyList_GET_SIZE(book.gaps))
+                and not self._all_stay(book, coin, bid, ask, received_ns, moment_ns, crosses)):
             return False
         book._value = <bytes>record
         book._bids_at, book._bids_end = bids - begin, bids_end - begin
@@ -375,7 +433,95 @@ cdef class Quiet:
         book.received_ns = book.alive_ns = book.touched_ns = received_ns
         book.state = LIVE
         coin._moved(book)
+        coin.has_moved = True
         if received_ns >= book.next_mid_ns:
             book.note_mid()
         now_ns[0] = moment_ns
         return True
+
+    cdef bint _all_stay(self, BookTop book, CoinTops coin, double bid, double ask, long long received_ns,
+                        long long now_ns, bint crosses) except -1:
+        """Whether all that is open stays as it is with these prices, and nothing else crosses; if so that is noted."""
+        cdef Py_ssize_t at, crossing = 0, count = PyList_GET_SIZE(book.gaps)
+        cdef int stays
+        if bid > ask:
+            return False
+        for at in range(count):
+            stays = self._stays(<GapTop>PyList_GET_ITEM(book.gaps, at), book, bid, ask, received_ns, now_ns)
+            if stays < 0:
+                return False
+            crossing += stays
+        if crossing != (coin._pairs(book, bid, ask) if crosses else 0):
+            return False
+        for at in range(count):
+            (<GapTop>PyList_GET_ITEM(book.gaps, at))._note(now_ns)
+        return True
+
+    def stays(self, GapTop gap, long long now_ns):
+        if self._stays(gap, None, 0, 0, 0, now_ns) < 0:
+            return False
+        gap._note(now_ns)
+        return True
+
+    cdef int _stays(self, GapTop gap, BookTop book, double bid, double ask, long long received_ns, long long now_ns):
+        """1: it crosses, and stays as it is. 0: it does not cross, and was gone before. -1: something may change.
+
+        Where `book` is one of the two, with the prices and the moment given instead of its own.
+        """
+        cdef BookTop buy = gap.buy, sell = gap.sell
+        cdef double give = sell.fx.bid, obtain = buy.fx.ask, gain = sell.sell_factor, cost = buy.buy_factor
+        cdef double net, fees, conversion
+        cdef long long buy_alive_ns = buy.alive_ns, buy_received_ns = buy.received_ns
+        cdef long long sell_alive_ns = sell.alive_ns, sell_received_ns = sell.received_ns
+        cdef long long first_alive_ns, first_received_ns, due_ns
+        cdef long long day = now_ns // DAY_NS
+        cdef bint converted
+        cdef int eaten
+        if gap.bridge is not None:
+            return -1
+        if book is buy:
+            bid, buy_alive_ns, buy_received_ns = sell.best_bid, received_ns, received_ns
+        elif book is sell:
+            ask, sell_alive_ns, sell_received_ns = buy.best_ask, received_ns, received_ns
+        else:
+            bid, ask = sell.best_bid, buy.best_ask
+        converted = bid * give > ask * obtain
+        if gap.gone_ns is not None:
+            return -1 if bid > ask or converted else 0
+        if not (bid > ask or converted) or gap.passing_ns is not None or gap.due_ns <= now_ns:
+            return -1
+        if (book is not buy and buy.state != LIVE) or (book is not sell and sell.state != LIVE):
+            return -1
+        first_alive_ns = min(buy_alive_ns, sell_alive_ns)
+        first_received_ns = min(buy_received_ns, sell_received_ns)
+        if (now_ns - first_alive_ns > self._max_silence_ns or now_ns - first_received_ns > self._max_age_ns
+                or max(buy_alive_ns, sell_alive_ns) - first_alive_ns > self._max_skew_ns):
+            return -1
+        if not (buy.fee_known and sell.fee_known and buy.fee_day == day and sell.fee_day == day):
+            return -1
+        if buy.fx.good_until_ns < now_ns or sell.fx.good_until_ns < now_ns:
+            return -1
+        # When time alone may change something: no sooner than is noted.
+        due_ns = min(first_alive_ns + self._max_silence_ns, first_received_ns + self._max_age_ns) + 1
+        if min(due_ns, gap.recheck_ns) < gap.due_ns:
+            return -1
+        net = bid * give * gain / (ask * obtain * cost) - 1
+        if gap.opportunity is not None:
+            if (gap.adopted or gap.failing_ns is not None or now_ns >= gap.recheck_ns
+                    or gap.recheck_ns != gap.published_ns + self._update_min_ns
+                    or gap.published_ns + self._update_max_ns < gap.due_ns):
+                return -1
+            return 1 if CLEAR < net < self._most_net else -1
+        if gap.rejection is None or not net < -CLEAR:
+            return -1
+        fees, conversion = bid * gain / (ask * cost) - 1, bid * give / (ask * obtain) - 1
+        if -CLEAR < fees < CLEAR or -CLEAR < conversion < CLEAR:
+            return -1
+        eaten = (fees < 0) + 2 * (not converted)
+        if (eaten or 3) == gap.eaten:
+            if gap.recheck_ns != NEVER_NS:
+                return -1
+        elif now_ns >= gap.recheck_ns or gap.recheck_ns != gap.published_ns + self._reasons_min_ns:
+            return -1
+        gap._net_bps = net * 10_000
+        return 1

@@ -5,7 +5,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, NamedTuple
 
 from services.detector.context import Volatility
-from services.detector.plain import LEAST, MOST, NO_ASK, NO_BID
+from services.detector.plain import DAY_NS, LEAST, MOST, NEVER_NS, NO_ASK, NO_BID
 from services.detector.quiet import BookTop, Quote
 from shared import metrics, symbols
 from shared.errors import UndecodableRecord
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 Key = tuple[str, str]
 """Exchange and symbol."""
-
-DAY_NS = 86_400_000_000_000
 
 NO_RATE = (0.0, float("inf"))
 """Bid and ask where no rate is known: nothing ever crosses by it."""
@@ -103,14 +101,10 @@ class HeldBook(BookTop):
         "_terms",
         "_terms_text",
         "base",
-        "buy_factor",
-        "exchange",
-        "fee_day",
         "fee_fraction",
         "fee_in_base",
         "key",
         "quote",
-        "sell_factor",
         "settings",
         "symbol",
         "terms",
@@ -121,8 +115,7 @@ class HeldBook(BookTop):
     fx: "Fx"
 
     def __init__(self, exchange: str, symbol: str, settings: ExchangeSettings, fx: "Fx") -> None:
-        super().__init__(fx)
-        self.exchange = exchange
+        super().__init__(exchange, fx)
         self.symbol = symbol
         self.key: Key = (exchange, symbol)
         self.base, self.quote = symbols.split(symbol)
@@ -135,10 +128,8 @@ class HeldBook(BookTop):
         self.terms = self._terms = OrderTerms()
         self._terms_text: tuple[str | None, ...] = (None, None, None)
         self.volatility = Volatility()
-        self.fee_day = -1
         self.fee_fraction: Decimal | None = None
         self.fee_in_base = False
-        self.buy_factor, self.sell_factor = float("inf"), 0.0
 
     def on_book(self, received_ns: int, tops: "Tops") -> None:
         """Take in what `tops_of` has read."""
@@ -233,15 +224,12 @@ class HeldBook(BookTop):
         return stated.lot_step, stated.min_size, least
 
     def fee(self, now_ns: int) -> Decimal | None:
-        """Taker fee of today as a fraction; None if the schedule does not know.
-
-        Along with it `buy_factor` and `sell_factor` are of today: cost of a unit received, proceeds of a unit sold.
-        """
+        """Taker fee of today as a fraction; None if the schedule does not know. Its factors are of today, too."""
         day = now_ns // DAY_NS
         if day != self.fee_day:
             fee = fee_on(self.settings, self.symbol, now_ns)
             self.fee_day, self.fee_fraction = day, None if fee is None else fee.taker_bps / 10_000
-            self.fee_in_base = fee is not None and fee.in_base
+            self.fee_known, self.fee_in_base = fee is not None, fee is not None and fee.in_base
             if self.fee_fraction is not None:
                 f = float(self.fee_fraction)
                 self.sell_factor = 1 - f
@@ -292,7 +280,12 @@ class Fx(Quote):
         self.version = 0
         self.since_ns = 0
         self.looked_ns = -1
+        self.good_until_ns = NEVER_NS if quote == "USD" else -1
         self.bid, self.ask = (1.0, 1.0) if quote == "USD" else NO_RATE
+
+
+def _rate_of(book: HeldBook) -> RateTick:
+    return RateTick(*book.key, book.sequence, book.alive_ns, book.best_bid, book.best_ask, book.state)
 
 
 class Rates:
@@ -305,6 +298,7 @@ class Rates:
         self._order = exchanges
         self._max_silence_ns = max_silence_ns
         self._held: dict[Key, RateTick] = {}
+        self._bridges: dict[Key, HeldBook] = {}
         self._fx: dict[str, Fx] = {}
         self._now_ns = 0
         self.version = 0
@@ -318,10 +312,6 @@ class Rates:
             self._renew(found, self._now_ns)
         return found
 
-    def is_current(self, fx: "Fx", now_ns: int) -> bool:
-        """Whether the rate in use is still good: silence may have made it too old since the last `renew`."""
-        return fx.rate is not None and now_ns - fx.rate.received_ns <= self._max_silence_ns
-
     def on_rate(self, tick: RateTick, now_ns: int) -> None:
         """Take in a `rate` (see `check_rate`), if it is newer than the one held."""
         key = (tick.exchange, tick.symbol)
@@ -334,11 +324,9 @@ class Rates:
         if quote in self._fx:
             self._renew(self._fx[quote], now_ns)
 
-    def on_bridge(self, book: HeldBook) -> None:
-        """Take in the top of a bridge coin's USD book; it counts from the next `renew` on."""
-        self._held[book.key] = RateTick(
-            *book.key, book.sequence, book.alive_ns, book.best_bid, book.best_ask, book.state
-        )
+    def hold_bridge(self, book: HeldBook) -> None:
+        """A bridge coin's book: its top is the rate of its pair, as it stands at a `renew`."""
+        self._bridges[book.key] = book
 
     def renew(self, now_ns: int) -> None:
         """Time has moved on: rates may have become too old, or another exchange's be better placed."""
@@ -357,12 +345,14 @@ class Rates:
             # By a message since the last look, or by time: another one's silence.
             fx.since_ns = rate.received_ns if rate is not None and rate.received_ns > fx.looked_ns else now_ns
         fx.rate, fx.bid, fx.ask, fx.known, fx.looked_ns = rate, bid, ask, known, now_ns
+        fx.good_until_ns = -1 if rate is None else rate.received_ns + self._max_silence_ns
 
     def _find(self, quote: str, now_ns: int) -> tuple[RateTick | None, bool]:
         symbol = f"{quote}-USD"
         known = False
         for exchange in self._order:
-            rate = self._held.get((exchange, symbol))
+            bridge = self._bridges.get((exchange, symbol))
+            rate = self._held.get((exchange, symbol)) if bridge is None else _rate_of(bridge)
             if rate is None or not 0 < rate.bid <= rate.ask < NO_ASK:
                 continue
             known = True

@@ -15,9 +15,10 @@ from itertools import count
 
 from services.detector.books import HeldBook, Key, Rates, check_rate, pair_crosses, tops_of
 from services.detector.coin import Coin
-from services.detector.gap import NEVER_NS, Gap
+from services.detector.gap import Gap
 from services.detector.lifecycle import Lifecycle
 from services.detector.outcomes import Outcomes
+from services.detector.plain import NEVER_NS
 from services.detector.quiet import Quiet
 from services.detector.verdict import MS, Judge
 from shared import metrics
@@ -50,14 +51,13 @@ class Engine:
         self._judge = Judge(settings, self._rates)
         self._lifecycle = Lifecycle(detector, self._judge)
         self._outcomes = Outcomes(detector.outcome_delays_ms, self._judge)
-        self._quiet = Quiet()
+        self._quiet = Quiet(self._judge.gates)
         self._books: dict[Key, HeldBook] = {}
         self._coins: dict[str, Coin] = {}
         self._open: dict[str, Coin] = {}
         self._due: list[tuple[int, int, Gap]] = []
         self._order = count()
         self._bridges = frozenset(detector.bridges) if detector.routes else frozenset[str]()
-        self._bridge_moved = False
         self.crossings = {"opened": 0, "accepted": 0, "rejected": 0}
         """Gross crossings seen, and what became of those that are over."""
 
@@ -113,9 +113,8 @@ class Engine:
             crossing = False
             coin.trades.add(tick.received_ns, tick.taker_side)  # type: ignore[union-attr]  # by `kind`
         book.sequence = tick.sequence
-        if coin.bridge and kind is not TradeTick:
-            self._bridge_moved = True
-            self._rates.on_bridge(book)
+        if kind is not TradeTick:
+            coin.has_moved = True
         if silent or not coin.owned or kind is TradeTick or not (crossing or book.gaps or coin.bridged):
             return events
         judged = self._judge_book(coin, book, now_ns, tick.received_ns, crossing=crossing)
@@ -125,8 +124,10 @@ class Engine:
         """Time has moved on: judge what it, a rate or a bridge's book may have changed."""
         events: list[Event] = list(self._outcomes.until(now_ns))
         self._rates.renew(now_ns)
-        if self._bridge_moved or self._rates.version != self._rates_seen:
-            self._bridge_moved = False
+        moved = self._moved_bridges()
+        if moved or self._rates.version != self._rates_seen:
+            for bridge in moved:
+                bridge.has_moved = False
             for coin in self._coins.values():
                 if coin.bridged and coin.owned:
                     for book in coin.books:
@@ -224,9 +225,14 @@ class Engine:
 
     def is_idle(self) -> bool:
         """Nothing is open, pending or expected: time alone changes nothing."""
-        return not self._open and not self._bridge_moved and self._outcomes.next_ns == NEVER_NS
+        return not self._open and not self._moved_bridges() and self._outcomes.next_ns == NEVER_NS
 
     # ------------------------------------------------ inside
+
+    def _moved_bridges(self) -> list[Coin]:
+        """Bridge coins whose books have changed since the timer looked."""
+        found = (self._coins.get(base) for base in self._bridges)
+        return [coin for coin in found if coin is not None and coin.has_moved]
 
     def _book(self, exchange: str, symbol: str) -> HeldBook | None:
         settings = self._exchanges.get(exchange)
@@ -241,6 +247,8 @@ class Engine:
         if coin is None:
             coin = self._coins[base] = Coin(base, owned=owned, bridge=base in self._bridges)
         coin.hold(book, bridged=quote in self._bridges)
+        if coin.bridge:
+            self._rates.hold_bridge(book)
         self._quiet.know(exchange, symbol, book)
         return book
 
@@ -272,6 +280,8 @@ class Engine:
         """Judge what is open between one book and the others of its coin, and what crosses it now, if anything."""
         events: list[Event] = []
         for gap in tuple(book.gaps):
+            if self._quiet.stays(gap, now_ns):
+                continue
             if gap.gone_ns is None or self._judge.crosses(gap):  # else a rejection that waits for its end: the timer
                 events += self._step(coin, gap, now_ns, event_ns)
         if crossing:

@@ -7,16 +7,16 @@ from typing import Literal
 import orjson
 
 from services.detector.books import HeldBook, Key
-from services.detector.edge import ZERO, Evaluation
+from services.detector.edge import ZERO, Evaluation, rounded_bps
+from services.detector.plain import NOTHING_SEEN
+from services.detector.quiet import GapTop
 from shared.messages import Opportunity, Rejection, Route
 
 GapKey = tuple[Key, Key, Key | None]
 """Where the coin is bought, where it is sold, and the bridge's book."""
 
-NEVER_NS = 1 << 62
 
-
-class Gap:
+class Gap(GapTop):
     """Buying a coin on one book and selling it on another, by way of a bridge coin's book if one of the two wants it.
 
     Attributes:
@@ -29,59 +29,40 @@ class Gap:
         gone_ns: Since when a rejected crossing is gone; it may come back.
         adopted: Taken over from another owner and not yet confirmed.
         accepted: It has been an opportunity at least once since the crossing began.
-        best: Highest net edge (bps) since the rejection opened.
+        best: Highest net edge (bps) since the rejection opened, of ticks that were judged here: see `best_bps`.
         recheck_ns: When what has changed may be published again.
         due_ns: When time alone may change something about it.
     """
 
     __slots__ = (
         "accepted",
-        "adopted",
         "best",
         "books",
-        "bridge",
-        "buy",
         "dated_ns",
-        "due_ns",
-        "failing_ns",
-        "gone_ns",
         "integral",
         "key",
         "looked_ns",
-        "opportunity",
-        "passing_ns",
-        "published_ns",
-        "recheck_ns",
-        "refused_ns",
-        "rejection",
-        "sell",
         "told",
         "walk",
         "walk_basis",
     )
 
+    buy: HeldBook
+    sell: HeldBook
+    bridge: HeldBook | None
+    opportunity: Opportunity | None
+    rejection: Rejection | None
+
     def __init__(self, buy: HeldBook, sell: HeldBook, bridge: HeldBook | None = None) -> None:
-        self.buy = buy
-        self.sell = sell
-        self.bridge = bridge
+        super().__init__(buy, sell, bridge)
         self.books = (buy, sell) if bridge is None else (buy, sell, bridge)
         self.key: GapKey = (buy.key, sell.key, None if bridge is None else bridge.key)
-        self.opportunity: Opportunity | None = None
-        self.rejection: Rejection | None = None
-        self.passing_ns: int | None = None
-        self.failing_ns: int | None = None
         self.told = False
-        self.gone_ns: int | None = None
         self.dated_ns = {"opportunity": -1, "rejection": -1}
-        self.published_ns = 0
         self.looked_ns = 0
         self.integral = ZERO
-        self.adopted = False
         self.accepted = False
         self.best: Decimal | None = None
-        self.recheck_ns = NEVER_NS
-        self.refused_ns = -1
-        self.due_ns = NEVER_NS
         self.walk_basis: object = None
         self.walk: Evaluation | None = None
 
@@ -96,6 +77,15 @@ class Gap:
         """What is done on the bridge's book."""
         assert self.bridge is not None
         return "buy" if self.buy.quote == self.bridge.base else "sell"
+
+    def best_bps(self) -> Decimal | None:
+        """Highest net edge since the rejection opened, as published."""
+        if self.best_seen_bps > NOTHING_SEEN:
+            seen = rounded_bps(Decimal(self.best_seen_bps))
+            self.best_seen_bps = NOTHING_SEEN
+            if self.best is None or seen > self.best:
+                self.best = seen
+        return self.best
 
     def idle(self) -> bool:
         """Nothing is open and nothing pending: the gap can be forgotten."""

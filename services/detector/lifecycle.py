@@ -12,8 +12,9 @@ from typing import Any
 from services.detector.books import HeldBook
 from services.detector.context import Trades, depth_usd, imbalance
 from services.detector.edge import ZERO, BridgeFill, Evaluation, rounded_bps
-from services.detector.gap import NEVER_NS, Gap
-from services.detector.verdict import MS, Judge, Verdict
+from services.detector.gap import Gap
+from services.detector.plain import NEVER_NS, NOTHING_SEEN
+from services.detector.verdict import MS, REASONS_MIN_NS, Judge, Verdict
 from shared.messages import Context, Leg, Opportunity, Phase, RateUsed, Reason, Rejection, RouteLeg
 from shared.settings import DetectorSettings
 
@@ -22,8 +23,8 @@ Event = Opportunity | Rejection
 TOP = 5
 """Levels of each book in a published leg."""
 
-REASONS_MIN_NS = 1_000_000_000
-"""A rejection whose reasons change is published again at most this often."""
+EATEN = {(Reason.FEES,): 1, (Reason.CONVERSION,): 2, (Reason.FEES, Reason.CONVERSION): 3}
+"""Rejections that a tick may confirm in floats (`GapTop.eaten`)."""
 
 EDGE_GONE = frozenset({Reason.FEES, Reason.CONVERSION, Reason.NO_CROSSING, Reason.THRESHOLD})
 """Reasons that say the same of an open opportunity: the edge is small or gone."""
@@ -250,8 +251,9 @@ class Lifecycle:
     ) -> list[Event]:
         held = gap.rejection
         if held is None:
-            gap.best = None
-        if verdict.net_bps is not None and (gap.best is None or verdict.net_bps > gap.best):
+            gap.best, gap.best_seen_bps = None, NOTHING_SEEN
+        best = gap.best_bps()
+        if verdict.net_bps is not None and (best is None or verdict.net_bps > best):
             gap.best = rounded_bps(verdict.net_bps)
         gap.recheck_ns = NEVER_NS
         if held is not None:
@@ -288,7 +290,7 @@ class Lifecycle:
             sell_size=None if found is None or found.sell_size == found.size else found.sell_size,
             limited_by=None if found is None else found.limited_by,
         )
-        gap.published_ns = now_ns
+        gap.published_ns, gap.eaten = now_ns, EATEN.get(reasons, 0)
         return [gap.rejection]
 
     def _gone(self, gap: Gap, now_ns: int) -> list[Event]:
@@ -301,10 +303,10 @@ class Lifecycle:
         return self._end_rejection(gap, "crossing_gone", now_ns) if now_ns - gap.gone_ns >= self._linger_ns else []
 
     def _end_rejection(self, gap: Gap, why: str, now_ns: int) -> list[Event]:
-        held, gap.rejection, gap.gone_ns = gap.rejection, None, None
+        held, gap.rejection, gap.gone_ns, gap.eaten = gap.rejection, None, None, 0
         if held is None:
             return []
-        return [held.changed(phase="closed", close_reason=why, detected_ns=now_ns, best_net_bps=gap.best)]
+        return [held.changed(phase="closed", close_reason=why, detected_ns=now_ns, best_net_bps=gap.best_bps())]
 
     def _rates(self, gap: Gap, now_ns: int) -> list[RateUsed]:
         return [

@@ -8,8 +8,9 @@ import heapq
 from collections.abc import Collection, Sequence
 from itertools import count
 
-from services.detector.gap import NEVER_NS, Gap
+from services.detector.gap import Gap
 from services.detector.lifecycle import known_bps
+from services.detector.plain import NEVER_NS
 from services.detector.verdict import MS, Judge
 from shared.messages import DelayedEdge, Opportunity
 

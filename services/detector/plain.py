@@ -1,6 +1,6 @@
 """What is known of the top of each book, side by side for all books of a coin: plain Python. See `quiet`. Pure."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 NO_BID, NO_ASK = 0.0, float("inf")
 """Best prices of an empty side: nothing ever crosses with them."""
@@ -9,13 +9,34 @@ LEAST, MOST = 1e-18, 1e18
 """No price or size of any coin lies beyond; what does would only break the arithmetic later, far from its record."""
 
 
-class Quote:
-    """What a unit of a quote currency brings in USD (`bid`) and costs (`ask`)."""
+NEVER_NS = 1 << 62
 
-    __slots__ = ("ask", "bid")
+CLEAR = 1e-9
+"""Products of floats are within 1e-15 of the exact ones; nearer to a tie than this they do not decide."""
+
+DAY_NS = 86_400_000_000_000
+
+
+class Gates(NamedTuple):
+    """Settings that say when a tick changes nothing about what is open; see `Judge` for what they mean."""
+
+    max_silence_ns: int
+    max_age_ns: int
+    max_skew_ns: int
+    update_min_ns: int
+    update_max_ns: int
+    reasons_min_ns: int
+    most_net: float
+
+
+class Quote:
+    """What a unit of a quote currency brings in USD (`bid`) and costs (`ask`), and until when that may be used."""
+
+    __slots__ = ("ask", "bid", "good_until_ns")
 
     bid: float
     ask: float
+    good_until_ns: int
 
 
 class BookTop:
@@ -24,7 +45,8 @@ class BookTop:
     `best_bid` and `best_ask` are 0 and infinity while there is no book, so that nothing ever crosses with it.
     `touched_ns` is the `received_ns` of the newest message about it; `fx` the rate of its quote currency; `coin` all
     books of its base asset, and `slot` its place among them; `gaps` what is open or pending between it and others;
-    `version` rises with each book; before `next_mid_ns` its mid price is not wanted.
+    `version` rises with each book; before `next_mid_ns` its mid price is not wanted. On `fee_day` (days since 1970)
+    `buy_factor` is what a unit received costs and `sell_factor` what a unit sold brings, if `fee_known`.
     """
 
     __slots__ = (
@@ -33,11 +55,16 @@ class BookTop:
         "best_ask",
         "best_bid",
         "bids_text",
+        "buy_factor",
         "coin",
+        "exchange",
+        "fee_day",
+        "fee_known",
         "fx",
         "gaps",
         "next_mid_ns",
         "received_ns",
+        "sell_factor",
         "sequence",
         "slot",
         "state",
@@ -47,7 +74,8 @@ class BookTop:
 
     coin: "CoinTops"
 
-    def __init__(self, fx: Quote) -> None:
+    def __init__(self, exchange: str, fx: Quote) -> None:
+        self.exchange = exchange
         self.fx = fx
         self.gaps: list[Any] = []
         self.state = "syncing"
@@ -56,6 +84,8 @@ class BookTop:
         self.received_ns = self.alive_ns = self.touched_ns = self.next_mid_ns = 0
         self.bids_text = self.asks_text = b"[]"
         self.best_bid, self.best_ask = NO_BID, NO_ASK
+        self.fee_day, self.fee_known = -1, False
+        self.buy_factor, self.sell_factor = float("inf"), 0.0
 
     def put(self, received_ns: int, bids: bytes, asks: bytes, best_bid: float, best_ask: float) -> None:
         """A book came: it is itself a proof of life, and only live books are published."""
@@ -74,16 +104,29 @@ class CoinTops:
     Attributes:
         owned: Whether it is judged here (a bridge coin of another instance is only held).
         bridge: Other coins are quoted in it.
+        has_moved: One of its books has changed since somebody set this to false.
         bridged: One of its books is quoted in a bridge coin: its prices say nothing beside the others.
         mixed: Its books are quoted in more than one currency.
     """
 
-    __slots__ = ("_asks", "_bids", "_usd_asks", "_usd_bids", "_version", "books", "bridge", "bridged", "mixed", "owned")
+    __slots__ = (
+        "_asks",
+        "_bids",
+        "_usd_asks",
+        "_usd_bids",
+        "_version",
+        "books",
+        "bridge",
+        "bridged",
+        "has_moved",
+        "mixed",
+        "owned",
+    )
 
     def __init__(self, *, owned: bool, bridge: bool) -> None:
         self.owned = owned
         self.bridge = bridge
-        self.bridged = self.mixed = False
+        self.bridged = self.mixed = self.has_moved = False
         self.books: list[Any] = []
         self._bids: list[float] = []
         self._asks: list[float] = []
@@ -136,8 +179,61 @@ class CoinTops:
             self._usd_asks[book.slot] = book.best_ask * book.fx.ask
 
 
+NOTHING_SEEN = float("-inf")
+
+
+class GapTop:
+    """What is open between two books, and what of it a quiet tick must know. `Gap` says what each means.
+
+    `eaten` is what a rejection says is too much: 1 fees, 2 conversion, 3 both; 0 for any other reason. `best_seen_bps`
+    is the highest net edge of quiet ticks since somebody asked.
+    """
+
+    __slots__ = (
+        "adopted",
+        "best_seen_bps",
+        "bridge",
+        "buy",
+        "due_ns",
+        "eaten",
+        "failing_ns",
+        "gone_ns",
+        "opportunity",
+        "passing_ns",
+        "published_ns",
+        "recheck_ns",
+        "refused_ns",
+        "rejection",
+        "sell",
+    )
+
+    gone_ns: int | None
+    passing_ns: int | None
+    failing_ns: int | None
+
+    def __init__(self, buy: BookTop, sell: BookTop, bridge: BookTop | None) -> None:
+        self.buy: Any = buy
+        self.sell: Any = sell
+        self.bridge: Any = bridge
+        self.opportunity: Any = None
+        self.rejection: Any = None
+        self.gone_ns = self.passing_ns = self.failing_ns = None
+        self.adopted = False
+        self.eaten = self.published_ns = 0
+        self.refused_ns = -1
+        self.recheck_ns = self.due_ns = NEVER_NS
+        self.best_seen_bps = NOTHING_SEEN
+
+
 class Quiet:
     """The books by the names that they have on the wire."""
+
+    def __init__(self, gates: Gates) -> None:
+        """Args: gates: What decides whether all that is open stays as it is."""
+
+    def stays(self, gap: GapTop, now_ns: int) -> bool:
+        """Whether it is certain that judging a gap now would change nothing but what is noted of a rejection."""
+        return False
 
     def know(self, exchange: str, symbol: str, book: BookTop) -> None:
         """A book that is held from now on."""
@@ -151,7 +247,10 @@ class Quiet:
         """Take in quiet ticks from `values[at]` on, up to the first record that is none: where that is, and the moment.
 
         A tick is quiet if it is a newer book, written as our collectors do, of a coin that is judged here and routed
-        nowhere, that crosses no other and has nothing open. Nothing follows from it but what the book is now.
+        nowhere, and nothing follows from it but what the book is now. Either it crosses no other and has nothing open,
+        or of all that is open or crosses it is certain, in floats, that it stays as it is: a rejection whose
+        crossing is gone waits for its end, one that fees or the conversion eat goes on for the same reason, an
+        opportunity still pays and may not be published again yet.
 
         Args:
             now_ns: The newest moment so far.

@@ -1,4 +1,4 @@
-"""Quiet ticks, nearly all there are: books that cross no other and have nothing open. Compiled where it can be.
+"""Quiet ticks, nearly all there are: nothing follows from them but what the book is now. Compiled where it can be.
 
 A detector that reads a quiet tick notes the book and goes on. `_quiet.pyx` does that, from the record's text on, in a
 tenth of the time that Python takes. Whatever is not quiet goes the general way, in Python, which could take all of
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from services.detector.plain import BookTop, CoinTops, Quiet, Quote
+    from services.detector.plain import BookTop, CoinTops, GapTop, Quiet, Quote
 
 
 def _plain() -> tuple[str, str] | None:
@@ -37,8 +37,8 @@ PLAIN = _plain()
 
 if not TYPE_CHECKING:
     if PLAIN is None:
-        from services.detector._quiet import BookTop, CoinTops, Quiet, Quote
+        from services.detector._quiet import BookTop, CoinTops, GapTop, Quiet, Quote
     else:
-        from services.detector.plain import BookTop, CoinTops, Quiet, Quote
+        from services.detector.plain import BookTop, CoinTops, GapTop, Quiet, Quote
 
-__all__ = ["PLAIN", "BookTop", "CoinTops", "Quiet", "Quote"]
+__all__ = ["PLAIN", "BookTop", "CoinTops", "GapTop", "Quiet", "Quote"]

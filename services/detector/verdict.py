@@ -8,17 +8,17 @@ from decimal import Decimal
 from typing import Literal, NamedTuple
 
 from services.detector import cycle, edge
-from services.detector.books import DAY_NS, Fx, HeldBook, Key, Rates, fee_on, pair_crosses
+from services.detector.books import Fx, HeldBook, Key, Rates, fee_on, pair_crosses
 from services.detector.edge import BPS, ONE, BridgeFill, Caps, Evaluation, Side
-from services.detector.gap import NEVER_NS, Gap
-from services.detector.plain import NO_ASK, NO_BID
+from services.detector.gap import Gap
+from services.detector.plain import CLEAR, DAY_NS, NEVER_NS, NO_ASK, NO_BID, Gates
 from shared.messages import Limit, RateTick, Reason
 from shared.settings import DetectorSettings, Settings
 
 MS = 1_000_000
 
-CLEAR = 1e-9
-"""Products of floats are within 1e-15 of the exact ones; nearer to a tie than this they do not decide."""
+REASONS_MIN_NS = 1_000_000_000
+"""A rejection whose reasons change is published again at most this often."""
 
 
 class Verdict(NamedTuple):
@@ -53,6 +53,19 @@ class Judge:
         self._conversion_fees: dict[Key, tuple[int, Decimal | None]] = {}  # of a day
         share = self._settings.max_depth_share
         self._share = share if share < 1 else None
+
+    @property
+    def gates(self) -> Gates:
+        """What quiet ticks must know of the settings."""
+        return Gates(
+            self._max_silence_ns,
+            self._max_age_ns,
+            self._max_skew_ns,
+            self._settings.update_min_ms * MS,
+            self._settings.update_max_ms * MS,
+            REASONS_MIN_NS,
+            self._most_net,
+        )
 
     def usable(self, book: HeldBook, now_ns: int) -> bool:
         return book.usable(now_ns, self._max_silence_ns)
@@ -232,7 +245,7 @@ class Judge:
         """Fees and rates that nobody knows: a fee of None is no fee of zero."""
         missing = [Reason.FEES for book in gap.books if book.fee(now_ns) is None]
         for fx in self._quotes(gap):
-            if fx.quote != "USD" and not self._rates.is_current(fx, now_ns):
+            if now_ns > fx.good_until_ns:  # silence may have made it too old since it was looked for
                 missing.append(Reason.RATE_STALE if fx.known else Reason.RATE_MISSING)
         return tuple(dict.fromkeys(missing))
 

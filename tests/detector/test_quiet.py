@@ -20,10 +20,11 @@ from services.detector.engine import Engine
 from services.detector.service import AHEAD_NS, Detector
 from shared.errors import UndecodableRecord
 from shared.kafka import Record
-from shared.messages import book_value, decode, read_tick
+from shared.messages import book_value, decode, rate_value, read_tick
 
 MS = 1_000_000
 T0 = 1_795_000_000_000 * MS
+GATES = plain.Gates(10_000 * MS, 10_000 * MS, 10_000 * MS, 100 * MS, 1_000 * MS, 1_000 * MS, 0.05)
 PLACES = [("binance", "USDT"), ("coinbase", "USD"), ("kraken", "USD"), ("bybit", "USDT"), ("okx", "USDC")]
 
 try:
@@ -67,20 +68,22 @@ def held(module, *others):
         def note_mid(self):
             self.mids, self.next_mid_ns = self.mids + 1, self.received_ns + 1000 * MS
 
-    def book(bid_rate=1.0, ask_rate=1.0):
+    def book(exchange, bid_rate=1.0, ask_rate=1.0):
         fx = module.Quote()
-        fx.bid, fx.ask = bid_rate, ask_rate
-        made = Book(fx)
+        fx.bid, fx.ask, fx.good_until_ns = bid_rate, ask_rate, plain.NEVER_NS
+        made = Book(exchange, fx)
+        made.fee_day, made.fee_known = T0 // plain.DAY_NS, True
+        made.buy_factor, made.sell_factor = 1.001, 0.999
         coin.add(made)
         return made
 
-    top = book()
-    for bid, ask, *rate in others:
-        other = book(*rate)
+    top = book("kraken")
+    for number, (bid, ask, *rate) in enumerate(others):
+        other = book(PLACES[3 + number][0], *rate)
         coin.mixed = coin.mixed or bool(rate)
         other.put(T0, b"", b"", bid, ask)
         coin.moved(other, 1)
-    found = module.Quiet()
+    found = module.Quiet(GATES)
     found.know("kraken", "BTC-USD", top)
     return found, top
 
@@ -164,13 +167,11 @@ def test_a_crossing_in_usd_only_is_not_quiet():
 
 
 @needs_it
-@pytest.mark.parametrize("what", ["bridge", "bridged", "disowned", "gap", "outcome", "forgotten", "repeated"])
+@pytest.mark.parametrize("what", ["bridged", "disowned", "outcome", "forgotten", "repeated"])
 def test_a_book_of_which_more_may_follow_is_not_quiet(what):
     found, top = held(compiled)
     until_ns = 1 << 62
-    if what == "gap":
-        top.gaps.append("one")
-    elif what == "outcome":
+    if what == "outcome":
         until_ns = T0 - 1
     elif what == "forgotten":
         found.forget("kraken", "BTC-USD")
@@ -251,12 +252,13 @@ def test_an_opening_in_a_far_future_ends_nothing(configured):
 # ---------------------------------------------------------------- many
 
 
-price = st.sampled_from([0.0, 98.0, 99.0, 99.5, 100.0, 100.5, 101.0, 102.0, float("inf")])
+PRICES = [98.0, 99.0, 99.5, 100.0, 100.5, 101.0, 102.0]
+bid_price, ask_price = st.sampled_from([plain.NO_BID, *PRICES]), st.sampled_from([*PRICES, plain.NO_ASK])
 rate = st.sampled_from([(1.0, 1.0), (0.99, 1.0), (1.0, 1.01), (0.0, float("inf"))])
 
 
 @needs_it
-@given(st.lists(st.tuples(st.integers(0, 9), price, price, rate, st.booleans(), st.integers(1, 3)), max_size=60))
+@given(st.lists(st.tuples(st.integers(0, 9), bid_price, ask_price, rate, st.booleans(), st.integers(1, 3)), max_size=60))
 def test_books_side_by_side_are_the_same_in_both(moves):
     sides = [module.CoinTops(owned=True, bridge=False) for module in (compiled, plain)]
     modules, version = (compiled, plain), 1
@@ -268,7 +270,7 @@ def test_books_side_by_side_are_the_same_in_both(moves):
             if slot >= len(coin.books):
                 fx = module.Quote()
                 fx.bid, fx.ask = bid_rate, ask_rate
-                coin.add(module.BookTop(fx))
+                coin.add(module.BookTop("kraken", fx))
             book = coin.books[min(slot, len(coin.books) - 1)]
             coin.mixed = mixed
             if turns == 3:
@@ -276,6 +278,150 @@ def test_books_side_by_side_are_the_same_in_both(moves):
             book.put(T0, b"b", b"a", bid, ask)
             said.append((book.slot, coin.moved(book, version), coin.crosses_converted(version)))
         assert said[0] == said[1]
+
+
+# ---------------------------------------------------------------- what is open and stays as it is
+
+
+def judged(configured, *records):
+    """An engine that took these in the general way, and the moment."""
+    engine, now_ns = Engine(configured), T0
+    for record in records:
+        tick = read_tick(record)
+        now_ns = max(now_ns, tick.received_ns)
+        engine.on_message(tick, now_ns)
+    return engine, now_ns
+
+
+def book(exchange, quote, sequence, at_ms, bid, ask):
+    return book_value(exchange, f"BTC-{quote}", sequence, T0 + at_ms * MS, None, [(bid, 1.0)], [(ask, 1.0)])
+
+
+def usdt(at_ms, bid=0.9999, ask=1.0001):
+    return rate_value("kraken", "USDT-USD", at_ms, T0 + at_ms * MS, None, bid, ask, "live")
+
+
+def quiet_ones(engine, now_ns, *records):
+    """How many of these are taken in at once."""
+    return engine.take_quiet(list(records), 0, now_ns, 1 << 62)[0]
+
+
+def stays(configured, *records):
+    """Whether the last one is taken in at once, after the others were judged, and leaves all as judging it would."""
+    *before, last = records
+    found = []
+    for general in (False, True):
+        engine, now_ns = judged(configured, *before)
+        if general:
+            (event_count,) = [len(engine.on_message(read_tick(last), read_tick(last).received_ns))]
+            found.append(event_count == 0)
+        else:
+            found.append(quiet_ones(engine, now_ns, last) == 1)
+        gaps = [gap for coin in engine._coins.values() for gap in coin.gaps.values()]
+        found.append([(g.refused_ns, g.best_bps(), g.due_ns, g.recheck_ns, g.gone_ns, g.rejection) for g in gaps])
+    if found[0]:
+        assert found[:2] == found[2:]
+    return found[0]
+
+
+KRAKEN, COINBASE = book("kraken", "USD", 1, 0, 100.0, 100.01), book("coinbase", "USD", 1, 1, 100.05, 100.06)
+"""Bought at 100.01 and sold at 100.05: fees of 20 bps eat it."""
+
+
+@needs_it
+@pytest.mark.parametrize(
+    ("at_ms", "bid", "ask", "is_quiet"),
+    [
+        (20, 100.07, 100.08, True),
+        (20, 100.03, 100.04, True),
+        (20, 100.01, 100.02, False),  # it does not cross any more: from now on it lingers
+        (20, 100.3, 100.31, False),  # it pays
+        (20, 100.2101, 100.3, False),  # just below paying, by less than floats could be trusted
+        (20, 99.0, 99.01, False),  # the other way round
+        (20_000, 100.07, 100.08, False),  # Kraken was silent for too long
+    ],
+)
+def test_a_crossing_that_fees_eat_is_quiet_while_they_do(configured, at_ms, bid, ask, is_quiet):
+    if bid == 100.2101:
+        bid = 100.01 * 1.001 / 0.999
+    assert stays(configured, KRAKEN, COINBASE, book("coinbase", "USD", 2, at_ms, bid, ask)) is is_quiet
+
+
+@needs_it
+def test_the_best_edge_is_that_of_quiet_ticks_too(configured):
+    later = [book("coinbase", "USD", 2 + n, 20 + n, bid, 100.2) for n, bid in enumerate((100.07, 100.12, 100.03))]
+    gone = book("coinbase", "USD", 9, 50, 100.0, 100.01)
+    closed = []
+    for general in (False, True):
+        engine, now_ns = judged(configured, KRAKEN, COINBASE)
+        for record in later:
+            if general:
+                assert engine.on_message(read_tick(record), read_tick(record).received_ns) == []
+            else:
+                assert quiet_ones(engine, now_ns, record) == 1
+        assert engine.on_message(read_tick(gone), T0 + 50 * MS) == []
+        closed += engine.on_timer(T0 + 5_000 * MS)
+    assert [event.phase for event in closed] == ["closed", "closed"]
+    assert closed[0] == closed[1]
+    naive = (100.12 * 0.999 / (100.01 * 1.001) - 1) * 10_000
+    assert float(closed[0].best_net_bps) == pytest.approx(naive, abs=1e-4)
+
+
+@needs_it
+def test_a_rejection_whose_crossing_is_gone_waits_quietly_for_its_end(configured):
+    gone = book("coinbase", "USD", 2, 20, 100.0, 100.01)
+    assert stays(configured, KRAKEN, COINBASE, gone, book("coinbase", "USD", 3, 40, 100.001, 100.01))
+    assert stays(configured, KRAKEN, COINBASE, gone, book("kraken", "USD", 2, 40, 100.001, 100.01))
+    assert not stays(configured, KRAKEN, COINBASE, gone, book("coinbase", "USD", 3, 40, 100.05, 100.06)), "it is back"
+
+
+@needs_it
+def test_another_reason_is_not_quiet(configured):
+    """As they stand they cross; in USD they do not, and that is another reason than fees."""
+    before = (usdt(0), KRAKEN, book("binance", "USDT", 1, 1, 100.05, 100.06))
+    assert stays(configured, *before, book("binance", "USDT", 2, 20, 100.06, 100.07))
+    assert not stays(configured, *before, book("binance", "USDT", 2, 20, 100.012, 100.02))
+    assert not stays(configured, *before, usdt(10, 1.0099, 1.0101), book("binance", "USDT", 2, 20, 100.05, 100.06))
+
+
+@needs_it
+def test_another_crossing_is_not_quiet(configured):
+    third = book("bitstamp", "USD", 1, 2, 100.02, 100.2)
+    assert not stays(configured, KRAKEN, COINBASE, third.replace(b"bitstamp", b"okx"))
+    fourth = book("okx", "USD", 1, 2, 100.0, 100.2)
+    assert stays(configured, KRAKEN, COINBASE, fourth, book("coinbase", "USD", 2, 20, 100.06, 100.07))
+    assert not stays(configured, KRAKEN, COINBASE, fourth, book("coinbase", "USD", 2, 20, 100.21, 100.22))
+
+
+@needs_it
+def test_two_books_of_one_exchange_are_no_gap(configured):
+    """They may cross in USD all the time."""
+    both = (usdt(0, 1.0019, 1.0021), KRAKEN, book("kraken", "USDT", 1, 1, 100.05, 100.06))
+    engine, now_ns = judged(configured, *both)
+    assert not engine._coins["BTC"].gaps
+    assert quiet_ones(engine, now_ns, book("kraken", "USDT", 2, 20, 100.07, 100.08)) == 1
+
+
+@needs_it
+def test_an_opportunity_that_still_pays_is_quiet_until_it_may_be_published_again(configured):
+    detector = configured.detector.model_copy(update={"outcome_delays_ms": ()})
+    configured = configured.model_copy(update={"detector": detector})
+    before = (KRAKEN, book("coinbase", "USD", 1, 1, 100.5, 100.51))
+    engine, now_ns = judged(configured, *before)
+    (opened,) = [e for e in engine.on_timer(T0 + 150 * MS) if e.kind == "opportunity"]
+    assert opened.phase == "opened"
+    now_ns = T0 + 150 * MS
+    first = book("coinbase", "USD", 2, 160, 100.51, 100.52)
+    assert quiet_ones(engine, now_ns, first) == 0, "when it may be looked at again is noted once"
+    assert engine.on_message(read_tick(first), T0 + 160 * MS) == []
+    assert quiet_ones(engine, now_ns, book("coinbase", "USD", 3, 170, 100.52, 100.53)) == 1
+    assert quiet_ones(engine, now_ns, book("coinbase", "USD", 4, 180, 100.2, 100.21)) == 0, "it may not pay any more"
+    may_ms = 150 + configured.detector.update_min_ms
+    assert quiet_ones(engine, now_ns, book("coinbase", "USD", 4, may_ms - 1, 100.52, 100.53)) == 1
+    assert quiet_ones(engine, now_ns, book("coinbase", "USD", 5, may_ms, 100.52, 100.53)) == 0
+
+
+# ---------------------------------------------------------------- many
 
 
 class Out:
@@ -294,7 +440,7 @@ def run(configured, batches, *, general):
     out, now = Out(), [T0]
     engine = Engine(configured)
     if general:
-        engine._quiet = plain.Quiet()
+        engine._quiet = plain.Quiet(GATES)
     detector = Detector(
         engine, out, lambda: (), lambda record, error: out.publish("dead", b"", record.value), lambda: now[0]
     )
@@ -359,6 +505,56 @@ def test_a_detector_says_the_same_with_and_without_it(configured, seed):
     compiled_way = run(configured, batches, general=False)
     assert compiled_way == run(configured, batches, general=True)
     assert any(topic == "arbitrage-opportunities" for topic, _, _ in compiled_way[0])
+
+
+@needs_it
+@pytest.mark.parametrize("seed", range(8))
+def test_a_detector_says_the_same_where_something_is_open_all_the_time(configured, seed, monkeypatch):
+    """Exchanges that stand apart for seconds, as they do: near what fees eat, rates that go stale, silent books."""
+    draw = random.Random(100 + seed)
+    day_end_ns = T0 // plain.DAY_NS * plain.DAY_NS + plain.DAY_NS
+    now, number, rates = (day_end_ns - 15_000 * MS if seed % 2 else T0), 0, 0
+    batches = []
+    apart = dict.fromkeys(PLACES, 0.0)
+    silent = dict.fromkeys(PLACES, 0)
+    for turn in range(400):
+        values = []
+        now += draw.choice((5, 10, 20, 50)) * MS
+        if turn % 20 == 0:
+            for place in PLACES:
+                apart[place] = draw.choice((0, 0, 0.0003, 0.0006, 0.001, 0.0015))
+                if draw.random() < 0.1:
+                    apart[place] = draw.choice((0.002002, 0.002003, 0.002004, 0.0025, 0.006))
+                silent[place] = now + draw.choice((0,) * 9 + (4_000,)) * MS
+        for place in draw.sample(PLACES, draw.randrange(1, 5)):
+            if silent[place] > now:
+                continue
+            number += 1
+            exchange, quote = place
+            mid = 100 * (1 + apart[place]) * (1 + draw.choice((0, 0, 0.00001, 0.00003)))
+            values.append(
+                book_value(exchange, f"BTC-{quote}", number, now, None, [(mid, 1.0)], [(round(mid * 1.0001, 6), 1.0)])
+            )
+        if turn % 40 == 0 and draw.random() < 0.8:
+            for quote in ("USDT", "USDC"):
+                rates += 1
+                bid = 1 + draw.choice((0, 0, 0.0001, -0.0015))
+                values.append(rate_value("kraken", f"{quote}-USD", rates, now, None, bid, bid + 1e-4, "live"))
+        batches.append((now, values))
+    seen = {"quiet": 0, "all": 0}
+    take_quiet = Engine.take_quiet
+
+    def counted(self, values, at, now_ns, sure_ns):
+        gaps = any(coin.gaps for coin in self._coins.values())
+        end, now_ns = take_quiet(self, values, at, now_ns, sure_ns)
+        seen["quiet"] += gaps * (end - at)
+        seen["all"] += gaps * (end - at + (end < len(values)))
+        return end, now_ns
+
+    monkeypatch.setattr(Engine, "take_quiet", counted)
+    compiled_way = run(configured, batches, general=False)
+    assert seen["quiet"] > seen["all"] / 4, seen
+    assert compiled_way == run(configured, batches, general=True)
 
 
 def test_the_same_bytes_come_of_a_file_without_the_compiled_part(configured, tmp_path):
