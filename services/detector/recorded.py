@@ -14,7 +14,7 @@ import structlog
 
 from services.detector.engine import Engine
 from services.detector.replay import Recorded, merged, recorded, replay
-from services.detector.service import publish
+from services.detector.service import written
 from shared import kafka, topics
 from shared.errors import ArbiterError, InputError, UsageError
 from shared.kafka import PartitionShare, Publisher, Record, Span
@@ -245,7 +245,7 @@ class Member:
             ordered = merged(self._tended(number, self._messages(number)))
             engine = Engine(self._settings, owned=lambda base: self._number_of(base) == number)
             for event in replay(engine, self._tended(number, ordered), self._within.until_ns, leave_out):
-                publish(self._out, event)
+                self._out.publish(*written(event))
                 events += 1
             self._out.confirm()
             self._keep(number)

@@ -121,6 +121,7 @@ class Detector:
         self._back: list[Record] = []
         self._said: dict[str, float] = {}
         self._counts: dict[type[Tick], int] = dict.fromkeys(TICK_KINDS, 0)
+        self._ready: list[tuple[Event, Callable[[], None] | None]] = []  # to be handed to Kafka's client in one go
         self._untaken: dict[str, list[DelayedEdge]] = {}  # openings that Kafka does not have yet; what waits for each
         self._taken: deque[str] = deque()  # openings that it has, from the publisher's thread
 
@@ -165,11 +166,12 @@ class Detector:
             self._age_ms, self._empty_ns = age_ms, None
         if self._assigned_ns is None:
             self._take_all(records)
-            return
-        self._back += records
-        old = any(record.timestamp_ms * 1_000_000 < self._assigned_ns for record in records)
-        if not old and not shared:
-            self._settle()
+        else:
+            self._back += records
+            old = any(record.timestamp_ms * 1_000_000 < self._assigned_ns for record in records)
+            if not old and not shared:
+                self._settle()
+        self._hand_over()
 
     def _nothing(self) -> None:
         """An empty read."""
@@ -184,10 +186,13 @@ class Detector:
     def tick(self) -> None:
         """Move time on, every 50 ms."""
         self._turn()
-        self.release()
+        self._release()
         now_ns = self._clock()
-        if now_ns < self._timer_ns:
-            return
+        if now_ns >= self._timer_ns:
+            self._move_on(now_ns)
+        self._hand_over()
+
+    def _move_on(self, now_ns: int) -> None:
         self._beat()
         metrics.LOOP_LAG_MS.observe((now_ns - self._timer_ns) / 1e6)
         self._timer_ns = now_ns + TIMER_NS
@@ -206,9 +211,12 @@ class Detector:
 
     def release(self) -> None:
         """Publish the edges whose openings Kafka has taken meanwhile."""
+        self._release()
+        self._hand_over()
+
+    def _release(self) -> None:
         while self._taken:
-            for edge in self._untaken.pop(self._taken.popleft(), ()):
-                publish(self._out, edge)
+            self._ready += ((edge, None) for edge in self._untaken.pop(self._taken.popleft(), ()))
 
     def caught_up(self) -> tuple[bool, str]:
         """Whether it judges, and by the newest ticks; in words. Any thread."""
@@ -341,13 +349,22 @@ class Detector:
             if isinstance(event, DelayedEdge) and (waiting := self._untaken.get(event.opportunity_id)) is not None:
                 waiting.append(event)
                 continue
-            if not (isinstance(event, Opportunity) and event.phase == "opened"):
-                publish(self._out, event)
-            else:
+            then = None
+            if isinstance(event, Opportunity) and event.phase == "opened":
                 self._untaken.setdefault(event.opportunity_id, [])
-                publish(self._out, event, functools.partial(self._taken.append, event.opportunity_id))
+                then = functools.partial(self._taken.append, event.opportunity_id)
                 took_ms = (self._clock() - event.opened_ns) / 1e6 - self._persistence_ms
                 metrics.FRAME_TO_OPPORTUNITY_MS.observe(max(0.0, took_ms))
+            self._ready.append((event, then))
+
+    def _hand_over(self) -> None:
+        """Give Kafka's client what a batch has brought, written already: what it gets at once goes in one request."""
+        if not self._ready:
+            return
+        rows = [(*written(event), then) for event, then in self._ready]
+        self._ready.clear()
+        for topic, key, value, then in rows:
+            self._out.publish(topic, key, value, then=then)
 
 
 @functools.cache
@@ -356,12 +373,12 @@ def _counter(family: Counter, label: str) -> Counter:
     return family.labels(label)
 
 
-def publish(out: Out, event: Event, then: Callable[[], None] | None = None) -> None:
-    """Put an event on its topic, and count it; `then` runs when Kafka has it."""
+def written(event: Event) -> tuple[str, str, bytes]:
+    """Topic, key and value of an event that is published now: it is counted."""
     if isinstance(event, Opportunity):
         _counter(metrics.OPPORTUNITIES, event.phase).inc()
     elif isinstance(event, Rejection) and event.phase == "opened":
         _counter(metrics.REJECTIONS, event.reasons[0].value).inc()
     elif isinstance(event, DelayedEdge):
         _counter(metrics.OUTCOMES, "missed" if event.missed else "computed").inc()
-    out.publish(EVENT_TOPICS[event.kind], event.base, event.encode(), then=then)
+    return EVENT_TOPICS[event.kind], event.base, event.encode()

@@ -258,7 +258,9 @@ rate = st.sampled_from([(1.0, 1.0), (0.99, 1.0), (1.0, 1.01), (0.0, float("inf")
 
 
 @needs_it
-@given(st.lists(st.tuples(st.integers(0, 9), bid_price, ask_price, rate, st.booleans(), st.integers(1, 3)), max_size=60))
+@given(
+    st.lists(st.tuples(st.integers(0, 9), bid_price, ask_price, rate, st.booleans(), st.integers(1, 3)), max_size=60)
+)
 def test_books_side_by_side_are_the_same_in_both(moves):
     sides = [module.CoinTops(owned=True, bridge=False) for module in (compiled, plain)]
     modules, version = (compiled, plain), 1
