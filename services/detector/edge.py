@@ -11,6 +11,7 @@ its last units would lose, and its limit price would be beyond the edge.
 """
 
 import decimal
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -145,14 +146,26 @@ def walk(asks: Levels, bids: Levels, buy: Side, sell: Side, caps: Caps = NO_CAPS
         most_bought, most_sold = _most(asks, bids, caps)
         money = _most_money(caps, buy)
         bought = sold = spent = ZERO
-        i = j = 0
-        ask_left = asks[0][1] if asks else ZERO
-        bid_left = bids[0][1] if bids else ZERO
-        while i < len(asks) and j < len(bids):
-            ask = asks[i][0]
-            if bids[j][0] * proceeds_factor <= ask * cost_factor:
+        i = j = -1
+        ask_left = bid_left = ask = cost = proceeds = ZERO
+        whole = kept == 1
+        while True:
+            if ask_left == 0:
+                i += 1
+                if i == len(asks):
+                    break
+                ask, ask_left = asks[i]
+                cost = ask * cost_factor
+            if bid_left == 0:
+                j += 1
+                if j == len(bids):
+                    break
+                bid, bid_left = bids[j]
+                proceeds = bid * proceeds_factor
+            if proceeds <= cost:
                 return Walk(bought, sold, "margin")
-            step, gives = ask_left, ask_left * kept
+            step = ask_left
+            gives = step if whole else step * kept
             if bid_left < gives:
                 step, gives = min(ask_left, _needed(bid_left, kept)), bid_left
             ended: Limit | None = None
@@ -162,24 +175,20 @@ def walk(asks: Levels, bids: Levels, buy: Side, sell: Side, caps: Caps = NO_CAPS
             if most_sold is not None and sold + gives > most_sold[0]:
                 gives, ended = most_sold[0] - sold, most_sold[1]
                 step = min(step, _needed(gives, kept))
+            value = spent + step * ask
             for most, factor, what in money:
-                if (spent + step * ask) * factor > most:
+                if value * factor > most:
                     room = (most - spent * factor) / (ask * factor)
                     step, ended = max(ZERO, room.quantize(SMALLEST, rounding=decimal.ROUND_DOWN)), what
                     gives = min(gives, step * kept)
+                    value = spent + step * ask
             bought += step
             sold += gives
-            spent += step * ask
             if ended is not None:
                 return Walk(bought, sold, ended)
+            spent = value
             ask_left -= step
             bid_left -= gives
-            if ask_left == 0:
-                i += 1
-                ask_left = asks[i][1] if i < len(asks) else ZERO
-            if bid_left == 0:
-                j += 1
-                bid_left = bids[j][1] if j < len(bids) else ZERO
         return Walk(bought, sold, "depth")
 
 
@@ -190,19 +199,26 @@ def take(levels: Levels, size: Decimal) -> Taken:
         for price, available in levels:
             if left <= 0:
                 break
-            step = min(left, available)
-            quote += step * price
-            left -= step
             limit = price
             count += 1
+            if left <= available:
+                quote += left * price
+                break
+            quote += available * price
+            left -= available
         return Taken(quote, limit, count)
 
 
 def common_step(*steps: Decimal | None) -> Decimal | None:
     """Smallest size step that is a multiple of each: 0.001 and 0.0004 give 0.002. None if there are none."""
-    known = [step for step in steps if step is not None]
-    if not known:
+    return _common_step(*(str(step) for step in steps if step is not None))
+
+
+@functools.cache  # by text: 0.1 and 0.10 are equal, and give steps of one and two digits
+def _common_step(*texts: str) -> Decimal | None:
+    if not texts:
         return None
+    known = [Decimal(text) for text in texts]
     digits = max(0, *(-int(step.as_tuple().exponent) for step in known))
     with decimal.localcontext(EXACT):
         return Decimal(lcm(*(int(step.scaleb(digits)) for step in known))).scaleb(-digits)

@@ -269,8 +269,8 @@ class Judge:
             self._settings.max_notional_usd, self._balance(buy, buy.quote), self._balance(sell, sell.base), self._share
         )
         return edge.evaluate(
-            buy.exact_asks()[:deep],
-            sell.exact_bids()[:deep],
+            buy.exact_asks(deep),
+            sell.exact_bids(deep),
             self._side(buy, Decimal(repr(buy.fx.ask)), now_ns),
             self._side(sell, Decimal(repr(sell.fx.bid)), now_ns),
             caps,
