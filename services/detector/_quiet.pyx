@@ -24,6 +24,7 @@ cdef double MOST = plain.MOST
 cdef double CLEAR = plain.CLEAR
 cdef double NOTHING_SEEN = plain.NOTHING_SEEN
 cdef long long NEVER_NS = plain.NEVER_NS
+cdef long long SECOND_NS = plain.SECOND_NS
 cdef long long DAY_NS = plain.DAY_NS
 cdef str LIVE = "live"
 cdef unsigned long long BIGGEST = 2 ** 63 - 1
@@ -43,10 +44,40 @@ cdef class Quote:
     cdef public long long good_until_ns
 
 
+cdef enum:
+    MOST_MIDS = 61
+
+
+cdef class Mids:
+    cdef long long _seconds[MOST_MIDS]
+    cdef double _mids[MOST_MIDS]
+    cdef int _first, _count
+    cdef readonly long long next_ns
+
+    cdef void _add(self, long long received_ns, double mid) noexcept:
+        cdef long long second = received_ns // SECOND_NS
+        cdef int place = (self._first + self._count) % MOST_MIDS
+        self._seconds[place], self._mids[place] = second, mid
+        if self._count < MOST_MIDS:
+            self._count += 1
+        else:
+            self._first = (self._first + 1) % MOST_MIDS
+        self.next_ns = (second + 1) * SECOND_NS
+
+    def add(self, long long received_ns, double mid):
+        if received_ns >= self.next_ns:
+            self._add(received_ns, mid)
+
+    def since(self, long long second):
+        cdef int at
+        places = [(self._first + at) % MOST_MIDS for at in range(self._count)]
+        return [(self._seconds[at], self._mids[at]) for at in places if self._seconds[at] >= second]
+
+
 cdef class BookTop:
     cdef public double best_bid, best_ask
     cdef public long long sequence, version
-    cdef public long long received_ns, alive_ns, touched_ns, next_mid_ns
+    cdef public long long received_ns, alive_ns, touched_ns
     cdef public Py_ssize_t slot
     cdef public long long fee_day
     cdef public bint fee_known
@@ -55,12 +86,14 @@ cdef class BookTop:
     cdef public list gaps
     cdef public CoinTops coin
     cdef public Quote fx
+    cdef readonly Mids mids
     cdef bytes _value, _bids, _asks
     cdef Py_ssize_t _bids_at, _bids_end, _asks_at, _asks_end
 
     def __init__(self, str exchange, Quote fx):
         self.exchange = exchange
         self.fx = fx
+        self.mids = Mids()
         self.gaps = []
         self.state = "syncing"
         self.sequence = -1
@@ -75,6 +108,8 @@ cdef class BookTop:
         self.version += 1
         self.received_ns = self.alive_ns = self.touched_ns = received_ns
         self.state = LIVE
+        if best_bid > NO_BID and best_ask < NO_ASK:
+            self.mids.add(received_ns, (best_bid + best_ask) / 2)
 
     @property
     def bids_text(self):
@@ -434,8 +469,8 @@ cdef class Quiet:
         book.state = LIVE
         coin._moved(book)
         coin.has_moved = True
-        if received_ns >= book.next_mid_ns:
-            book.note_mid()
+        if received_ns >= book.mids.next_ns:
+            book.mids._add(received_ns, (bid + ask) / 2)
         now_ns[0] = moment_ns
         return True
 

@@ -4,7 +4,6 @@ import datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, NamedTuple
 
-from services.detector.context import Volatility
 from services.detector.plain import DAY_NS, LEAST, MOST, NEVER_NS, NO_ASK, NO_BID
 from services.detector.quiet import BookTop, Quote
 from shared import metrics, symbols
@@ -108,7 +107,6 @@ class HeldBook(BookTop):
         "settings",
         "symbol",
         "terms",
-        "volatility",
     )
 
     coin: "Coin"
@@ -127,19 +125,8 @@ class HeldBook(BookTop):
         self._exact_asks: list[tuple[Decimal, Decimal]] | None = None
         self.terms = self._terms = OrderTerms()
         self._terms_text: tuple[str | None, ...] = (None, None, None)
-        self.volatility = Volatility()
         self.fee_fraction: Decimal | None = None
         self.fee_in_base = False
-
-    def on_book(self, received_ns: int, tops: "Tops") -> None:
-        """Take in what `tops_of` has read."""
-        self.put(received_ns, *tops)
-        if received_ns >= self.next_mid_ns and self.best_bid > NO_BID and self.best_ask < NO_ASK:
-            self.note_mid()
-
-    def note_mid(self) -> None:
-        """Keep the mid price of now for the volatility."""
-        self.next_mid_ns = self.volatility.add(self.received_ns, (self.best_bid + self.best_ask) / 2)
 
     def _renew(self) -> None:
         """Forget the levels that were read of an earlier book."""

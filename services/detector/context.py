@@ -6,10 +6,11 @@ from collections import deque
 from collections.abc import Sequence
 from decimal import Decimal
 
+from services.detector.plain import SECOND_NS
+from services.detector.quiet import Mids
 from shared.messages import Level
 
 MINUTE_NS = 60_000_000_000
-SECOND_NS = 1_000_000_000
 MOST_TRADES = 20_000
 """A minute of the busiest pair has some thousand trades; more are forgotten from the old end."""
 
@@ -48,31 +49,16 @@ class Trades:
         return len(self._seen), None if share is None else round(share, 2)
 
 
-class Volatility:
-    """Mid prices of one book, one a second, over a sliding minute."""
+def volatility_bps(mids: Mids, now_ns: int) -> Decimal | None:
+    """Of the last minute: root of the summed squared log returns, scaled to a minute, in bps; None below ten seconds.
 
-    __slots__ = ("_mids",)
-
-    def __init__(self) -> None:
-        self._mids: deque[tuple[int, float]] = deque(maxlen=61)
-
-    def add(self, received_ns: int, mid: float) -> int:
-        """Keep the mid of a second; before which moment no other needs to be added."""
-        second = received_ns // SECOND_NS
-        self._mids.append((second, mid))
-        return (second + 1) * SECOND_NS
-
-    def bps_1m(self, now_ns: int) -> Decimal | None:
-        """Root of the summed squared log returns, scaled to a minute, in bps; None below ten seconds of data.
-
-        Realised volatility: the sum over the seconds seen, times 60 over their span, under the root.
-        """
-        since = now_ns // SECOND_NS - 60
-        mids = [(second, mid) for second, mid in self._mids if second >= since]
-        if len(mids) < 3 or mids[-1][0] - mids[0][0] < 10:
-            return None
-        total = sum(math.log(b[1] / a[1]) ** 2 for a, b in itertools.pairwise(mids))
-        return round(Decimal(math.sqrt(total * 60 / (mids[-1][0] - mids[0][0])) * 10_000), 2)
+    Realised volatility: the sum over the seconds seen, times 60 over their span, under the root.
+    """
+    seen = mids.since(now_ns // SECOND_NS - 60)
+    if len(seen) < 3 or seen[-1][0] - seen[0][0] < 10:
+        return None
+    total = sum(math.log(b[1] / a[1]) ** 2 for a, b in itertools.pairwise(seen))
+    return round(Decimal(math.sqrt(total * 60 / (seen[-1][0] - seen[0][0])) * 10_000), 2)
 
 
 def imbalance(bids: Sequence[Level], asks: Sequence[Level]) -> Decimal | None:

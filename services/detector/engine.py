@@ -101,7 +101,7 @@ class Engine:
             return events
         coin = book.coin
         if tops is not None:
-            book.on_book(tick.received_ns, tops)
+            book.put(tick.received_ns, *tops)
             crossing = coin.moved(book, self._rates.version)
         elif terms is not None:
             was_usable = self._judge.usable(book, now_ns)  # a live one may have been silent for too long

@@ -10,7 +10,7 @@ from decimal import Decimal
 from typing import Any
 
 from services.detector.books import HeldBook
-from services.detector.context import Trades, depth_usd, imbalance
+from services.detector.context import Trades, depth_usd, imbalance, volatility_bps
 from services.detector.edge import ZERO, BridgeFill, Evaluation, rounded_bps
 from services.detector.gap import Gap
 from services.detector.plain import NEVER_NS, NOTHING_SEEN
@@ -381,7 +381,7 @@ def _context(gap: Gap, now_ns: int, trades: Trades) -> Context:
     count, share = trades.last_minute(now_ns)
     spent, received = _usd(gap)
     return Context.trusted(
-        volatility_bps_1m=gap.buy.volatility.bps_1m(now_ns) or gap.sell.volatility.bps_1m(now_ns),
+        volatility_bps_1m=volatility_bps(gap.buy.mids, now_ns) or volatility_bps(gap.sell.mids, now_ns),
         trades_1m=count,
         buy_share_1m=share,
         imbalance_buy=imbalance(gap.buy.bids, gap.buy.asks),

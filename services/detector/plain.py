@@ -1,5 +1,6 @@
 """What is known of the top of each book, side by side for all books of a coin: plain Python. See `quiet`. Pure."""
 
+from collections import deque
 from typing import Any, NamedTuple
 
 NO_BID, NO_ASK = 0.0, float("inf")
@@ -14,6 +15,7 @@ NEVER_NS = 1 << 62
 CLEAR = 1e-9
 """Products of floats are within 1e-15 of the exact ones; nearer to a tie than this they do not decide."""
 
+SECOND_NS = 1_000_000_000
 DAY_NS = 86_400_000_000_000
 
 
@@ -39,14 +41,36 @@ class Quote:
     good_until_ns: int
 
 
+class Mids:
+    """Mid prices of one book, one a second, the newest 61 of them."""
+
+    __slots__ = ("_held", "next_ns")
+
+    def __init__(self) -> None:
+        self._held: deque[tuple[int, float]] = deque(maxlen=61)
+        self.next_ns = 0
+        """Before it no other mid is wanted."""
+
+    def add(self, received_ns: int, mid: float) -> None:
+        """Keep the mid of a second, if it is the first of it."""
+        if received_ns >= self.next_ns:
+            second = received_ns // SECOND_NS
+            self._held.append((second, mid))
+            self.next_ns = (second + 1) * SECOND_NS
+
+    def since(self, second: int) -> list[tuple[int, float]]:
+        """Seconds (since 1970) and mids from a second on."""
+        return [row for row in self._held if row[0] >= second]
+
+
 class BookTop:
     """The newest book of one symbol on one exchange: its best prices, its moments, and its sides as text.
 
     `best_bid` and `best_ask` are 0 and infinity while there is no book, so that nothing ever crosses with it.
     `touched_ns` is the `received_ns` of the newest message about it; `fx` the rate of its quote currency; `coin` all
     books of its base asset, and `slot` its place among them; `gaps` what is open or pending between it and others;
-    `version` rises with each book; before `next_mid_ns` its mid price is not wanted. On `fee_day` (days since 1970)
-    `buy_factor` is what a unit received costs and `sell_factor` what a unit sold brings, if `fee_known`.
+    `version` rises with each book. On `fee_day` (days since 1970) `buy_factor` is what a unit received costs and
+    `sell_factor` what a unit sold brings, if `fee_known`.
     """
 
     __slots__ = (
@@ -62,7 +86,7 @@ class BookTop:
         "fee_known",
         "fx",
         "gaps",
-        "next_mid_ns",
+        "mids",
         "received_ns",
         "sell_factor",
         "sequence",
@@ -81,7 +105,8 @@ class BookTop:
         self.state = "syncing"
         self.sequence = -1
         self.version = self.slot = 0
-        self.received_ns = self.alive_ns = self.touched_ns = self.next_mid_ns = 0
+        self.received_ns = self.alive_ns = self.touched_ns = 0
+        self.mids = Mids()
         self.bids_text = self.asks_text = b"[]"
         self.best_bid, self.best_ask = NO_BID, NO_ASK
         self.fee_day, self.fee_known = -1, False
@@ -93,6 +118,8 @@ class BookTop:
         self.version += 1
         self.received_ns = self.alive_ns = self.touched_ns = received_ns
         self.state = "live"
+        if best_bid > NO_BID and best_ask < NO_ASK:
+            self.mids.add(received_ns, (best_bid + best_ask) / 2)
 
 
 class CoinTops:

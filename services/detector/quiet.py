@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from services.detector.plain import BookTop, CoinTops, GapTop, Quiet, Quote
+    from services.detector.plain import BookTop, CoinTops, GapTop, Mids, Quiet, Quote
 
 
 def _plain() -> tuple[str, str] | None:
@@ -37,8 +37,8 @@ PLAIN = _plain()
 
 if not TYPE_CHECKING:
     if PLAIN is None:
-        from services.detector._quiet import BookTop, CoinTops, GapTop, Quiet, Quote
+        from services.detector._quiet import BookTop, CoinTops, GapTop, Mids, Quiet, Quote
     else:
-        from services.detector.plain import BookTop, CoinTops, GapTop, Quiet, Quote
+        from services.detector.plain import BookTop, CoinTops, GapTop, Mids, Quiet, Quote
 
-__all__ = ["PLAIN", "BookTop", "CoinTops", "GapTop", "Quiet", "Quote"]
+__all__ = ["PLAIN", "BookTop", "CoinTops", "GapTop", "Mids", "Quiet", "Quote"]

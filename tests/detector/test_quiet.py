@@ -62,16 +62,10 @@ def held(module, *others):
     """A book of kraken that is known to a `Quiet`, with others of its coin beside it."""
     coin = module.CoinTops(owned=True, bridge=False)
 
-    class Book(module.BookTop):
-        mids = 0
-
-        def note_mid(self):
-            self.mids, self.next_mid_ns = self.mids + 1, self.received_ns + 1000 * MS
-
     def book(exchange, bid_rate=1.0, ask_rate=1.0):
         fx = module.Quote()
         fx.bid, fx.ask, fx.good_until_ns = bid_rate, ask_rate, plain.NEVER_NS
-        made = Book(exchange, fx)
+        made = module.BookTop(exchange, fx)
         made.fee_day, made.fee_known = T0 // plain.DAY_NS, True
         made.buy_factor, made.sell_factor = 1.001, 0.999
         coin.add(made)
@@ -99,9 +93,9 @@ def test_a_quiet_book_is_taken_in_as_it_stands():
     assert (top.best_bid, top.best_ask, top.sequence, top.version, top.state) == (100.0, 101.0, 7, 1, "live")
     assert (top.received_ns, top.alive_ns, top.touched_ns) == (T0, T0, T0)
     assert (top.bids_text, top.asks_text) == (b"[[100,1],[99.5,2.25]]", b"[[101,1e-3],[102.5,3]]")
-    assert top.mids == 1
+    assert top.mids.since(0) == [(T0 // plain.SECOND_NS, 100.5)]
     assert taken(found, value(sequence=8, received=T0 - 1), now_ns=T0) == (1, T0), "time never goes back"
-    assert top.mids == 1, "one a second"
+    assert len(top.mids.since(0)) == 1, "one a second"
 
 
 @needs_it
@@ -280,6 +274,20 @@ def test_books_side_by_side_are_the_same_in_both(moves):
             book.put(T0, b"b", b"a", bid, ask)
             said.append((book.slot, coin.moved(book, version), coin.crosses_converted(version)))
         assert said[0] == said[1]
+
+
+@needs_it
+@given(st.lists(st.tuples(st.integers(0, 3000), st.floats(1e-9, 1e9)), max_size=200), st.integers(-5, 300))
+def test_mids_are_the_same_in_both(moves, since):
+    both, now = (compiled.Mids(), plain.Mids()), T0
+    for wait_ms, mid in moves:
+        now += wait_ms * MS
+        for mids in both:
+            mids.add(now, mid)
+    first = T0 // plain.SECOND_NS
+    kept = both[0].since(first + since)
+    assert kept == both[1].since(first + since)
+    assert (both[0].next_ns, len(both[0].since(0))) == (both[1].next_ns, len(both[1].since(0)))
 
 
 # ---------------------------------------------------------------- what is open and stays as it is
