@@ -66,7 +66,9 @@ OPPORTUNITIES = Counter("arb_opportunities_total", "Opportunities by phase", ["p
 REJECTIONS = Counter("arb_rejections_total", "Rejections opened, by first reason", ["reason"])
 CROSSINGS = Counter("arb_crossings_total", "Gross crossings that are over, accepted once or never", ["outcome"])
 OUTCOMES = Counter("arb_outcomes_total", "Edges computed after a delay", ["seen"])
-TICK_AGE_MS = Histogram("arb_tick_age_ms", "Age of a tick when the detector takes it in (ms)", buckets=_LATENCY_MS)
+TICK_AGE_MS = Histogram(
+    "arb_tick_age_ms", "Age of the newest tick that the detector has read, each 50 ms (ms)", buckets=_LATENCY_MS
+)
 
 # Decider
 OPPORTUNITY_AGE_MS = Histogram(

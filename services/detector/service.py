@@ -108,6 +108,7 @@ class Detector:
         self._persistence_ms = persistence_ms
         self._beat = beat
         self._age_ms = 0.0
+        self._read_ms: float | None = None  # the same, until the timer has counted it
         self._empty_ns: int | None = None  # since when reads have been empty
         self._show_ns = 0
         self._shown: set[tuple[str, str]] = set()
@@ -160,8 +161,8 @@ class Detector:
             if not shared:
                 self._nothing()
             return
-        age_ms = max(0.0, time.time() * 1000 - records[-1].timestamp_ms)
-        metrics.TICK_AGE_MS.observe(age_ms)
+        newest_ms = records.newest_ms() if isinstance(records, Batch) else records[-1].timestamp_ms
+        age_ms = self._read_ms = max(0.0, time.time() * 1000 - newest_ms)
         if not shared:
             self._age_ms, self._empty_ns = age_ms, None
         if self._assigned_ns is None:
@@ -199,8 +200,11 @@ class Detector:
         self._now_ns = max(self._now_ns, now_ns)
         for kind, count in self._counts.items():  # plain numbers on the hot path
             if count:
-                metrics.TICKS_READ.labels(kind=TICK_KINDS[kind]).inc(count)
+                _counter(metrics.TICKS_READ, TICK_KINDS[kind]).inc(count)
                 self._counts[kind] = 0
+        if self._read_ms is not None:
+            metrics.TICK_AGE_MS.observe(self._read_ms)
+            self._read_ms = None
         if self._assigned_ns is None:
             self._publish(self._engine.on_timer(self._now_ns))
         elif now_ns - self._assigned_ns > SETTLE_NS:

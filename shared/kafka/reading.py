@@ -82,6 +82,10 @@ class Batch(Sequence[Record]):
     def __getitem__(self, at: int | slice) -> "Record | Batch":
         return _record(self._messages[at]) if isinstance(at, int) else Batch(self._messages[at], self.values[at])
 
+    def newest_ms(self) -> int:
+        """When the last one was published; there must be one."""
+        return int(self._messages[-1].timestamp()[1])
+
     def since(self, oldest_ms: int) -> "Batch":
         """Those that are not older."""
         return Batch([message for message in self._messages if message.timestamp()[1] >= oldest_ms])
