@@ -58,16 +58,11 @@ def tick_producer(settings: KafkaSettings, service: str) -> Config:
 
 
 def event_producer(settings: KafkaSettings, service: str) -> Config:
-    """Opportunities, rejections, decisions, dead letters: idempotent, acknowledged by all, never dropped.
-
-    The first goes at once, and what comes while it is under way goes together when it is acknowledged: a request of its
-    own for each of some costs either side several times as much.
-    """
+    """Opportunities, rejections, decisions, dead letters: idempotent, acknowledged by all, never dropped."""
     config = _common(settings, service) | {
         "enable.idempotence": True,
         "acks": "all",
         "linger.ms": 0,
-        "max.in.flight.requests.per.connection": 1,
         "delivery.timeout.ms": 120_000,
         "compression.type": "none",
         "partitioner": "murmur2_random",
