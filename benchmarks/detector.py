@@ -12,6 +12,9 @@ Before the clock starts the engine takes in what is needed for a steady number o
 alone on the same market where more symbols do not bring more ticks: each then moves more rarely, and a crossing stays
 for longer, so more gaps are open at a time. That is the worse case for a timer that looks at all of them.
 
+Two markets beside it: one in which nothing ever crosses, and one as it is between real exchanges, where one stands
+above the others for long, by less than fees: all its ticks cross, and nothing new follows from most of them.
+
 Quix Streams runs in an environment of its own (made by the first run); `quix_driver.py` says how much less it does.
 
     python benchmarks/detector.py [--rounds 5] [--ticks 60000] [--symbols 10 100 1000] [--no-quix] [--quick]
@@ -31,7 +34,7 @@ import orjson
 import quix_env
 from common import report
 from confluent_kafka import Consumer
-from market import Tick
+from market import Crossings, Tick
 
 from services.cli.broker import start_broker
 from services.detector.engine import TIMER_NS, Engine, Event
@@ -48,6 +51,9 @@ WARM_S = 7
 
 FIXED_HZ = 10_000
 """Ticks a second of all symbols together in the other variant."""
+
+OTHERS: tuple[Crossings, ...] = ("none", "standing")
+"""Markets (`market.ticks`) beside the one with planted crossings: what a tick costs depends on what it brings."""
 
 OUT = "bench-events"
 
@@ -90,7 +96,7 @@ class Market:
         return max(1, TIMER_NS // market.spacing_ns(self.symbols))
 
 
-def made(symbols: int, count: int, spacing_ns: int, warm_s: int, *, crossings: bool = True) -> Market:
+def made(symbols: int, count: int, spacing_ns: int, warm_s: int, *, crossings: Crossings = "planted") -> Market:
     """A market; `count` records of it are timed, after `warm_s` seconds of it."""
     warm = warm_s * market.SECOND_NS // spacing_ns
     found = list(market.ticks(symbols, warm + count, BEGIN_NS, spacing_ns, crossings=crossings))[: warm + count]
@@ -229,8 +235,7 @@ class Measured(NamedTuple):
 
     floor: list[Spent]
     ours: list[Spent]
-    quiet_floor: list[Spent]
-    quiet: list[Spent]
+    others: dict[str, tuple[list[Spent], list[Spent]]]
     engine: list[Spent]
     fixed: list[Spent]
     quix: dict[str, list[Spent]]
@@ -258,19 +263,21 @@ def measure(
     broker: settings.KafkaSettings,
     topic: str,
     found: Market,
-    quiet: Market,
+    others: dict[str, Market],
     fixed: Market,
     rounds: int,
     states: Sequence[str],
 ) -> tuple[Measured, float, int]:
     """All contestants in turn; with the open gaps a symbol and the events of one pass."""
-    result = Measured([], [], [], [], [], [], {state: [] for state in states})
+    result = Measured([], [], {name: ([], []) for name in others}, [], [], {state: [] for state in states})
     count, opened, published = len(found.timed), 0.0, 0
     for number in range(rounds + 1):
         floor_s = floor(broker, topic, count)
         ours_s, published = ours(broker, topic, found)
-        quiet_floor_s = floor(broker, f"{topic}-quiet", count)
-        quiet_s, _ = ours(broker, f"{topic}-quiet", quiet)
+        others_s = {
+            name: (floor(broker, f"{topic}-{name}", count), ours(broker, f"{topic}-{name}", other)[0])
+            for name, other in others.items()
+        }
         engine_s, opened = engine_alone(found)
         fixed_s, _ = engine_alone(fixed)
         gc.unfreeze()
@@ -278,8 +285,9 @@ def measure(
             continue
         result.floor.append(floor_s)
         result.ours.append(ours_s)
-        result.quiet_floor.append(quiet_floor_s)
-        result.quiet.append(quiet_s)
+        for name, (other_floor_s, other_s) in others_s.items():
+            result.others[name][0].append(other_floor_s)
+            result.others[name][1].append(other_s)
         result.engine.append(engine_s)
         result.fixed.append(fixed_s)
         for state in states:
@@ -289,9 +297,10 @@ def measure(
 
 
 class Rows(NamedTuple):
-    """Of the three tables."""
+    """Of the four tables."""
 
     floor: list[dict[str, Any]]
+    markets: list[dict[str, Any]]
     engine: list[dict[str, Any]]
     quix: list[dict[str, Any]]
 
@@ -304,14 +313,16 @@ class Rows(NamedTuple):
                 "floor_us": middle(took.floor, "cpu") * each,
                 "ours_us": middle(took.ours, "cpu") * each,
                 "ratio": ratio(took.floor, took.ours, "cpu"),
-                "quiet_us": middle(took.quiet, "cpu") * each,
-                "quiet_ratio": ratio(took.quiet_floor, took.quiet, "cpu"),
                 "thread_ratio": ratio(took.floor, took.ours, "thread"),
                 "wall_ratio": ratio(took.floor, took.ours, "wall"),
                 "floor_per_s": round(count / middle(took.floor, "wall")),
                 "ours_per_s": round(count / middle(took.ours, "wall")),
             }
         )
+        row: dict[str, Any] = {"symbols": symbols}
+        for name, (other_floor, other) in took.others.items():
+            row |= {f"{name}_us": middle(other, "cpu") * each, f"{name}_ratio": ratio(other_floor, other, "cpu")}
+        self.markets.append(row)
         self.engine.append(
             {
                 "symbols": symbols,
@@ -323,7 +334,7 @@ class Rows(NamedTuple):
             }
         )
         if took.quix:
-            row: dict[str, Any] = {"symbols": symbols, "ours_per_s": round(count / middle(took.ours, "wall"))}
+            row = {"symbols": symbols, "ours_per_s": round(count / middle(took.ours, "wall"))}
             for state, spent in took.quix.items():
                 row |= {
                     f"{state}_per_s": round(count / middle(spent, "wall")),
@@ -342,16 +353,17 @@ def run(
     warm_s: int = WARM_S,
 ) -> Rows:
     """Measure `count` ticks for each number of symbols; `states` are those of Quix Streams, none leaves it out."""
-    rows = Rows([], [], [])
+    rows = Rows([], [], [], [])
     cluster.apply_topics(broker, [Topic(OUT, 1, HOUR_MS, 1, "base asset", "bench", "bench")])
     for symbols in numbers:
         found = made(symbols, count, market.spacing_ns(symbols), warm_s)
         fixed = made(symbols, count, market.SECOND_NS // FIXED_HZ, warm_s)
         topic = f"bench-{symbols}-{time.time_ns()}"  # its own, even on a cluster that keeps what it is given
-        quiet = made(symbols, count, market.spacing_ns(symbols), warm_s, crossings=False)
+        others = {name: made(symbols, count, market.spacing_ns(symbols), warm_s, crossings=name) for name in OTHERS}
         fill(broker, topic, found)
-        fill(broker, f"{topic}-quiet", quiet)
-        rows.add(found, *measure(broker, topic, found, quiet, fixed, rounds, states))
+        for name, other in others.items():
+            fill(broker, f"{topic}-{name}", other)
+        rows.add(found, *measure(broker, topic, found, others, fixed, rounds, states))
     return rows
 
 
@@ -402,6 +414,11 @@ def main() -> None:
     ending = "-quick" if options.quick else ""
     report(f"detector{ending}", "Detector: CPU a tick beside the floor (target: 0.6 of its rate)", rows.floor)
     print(slope(rows.floor, ("floor_us", "ours_us")))
+    report(
+        f"detector-markets{ending}",
+        "Detector: the same where nothing crosses, and where all stands apart",
+        rows.markets,
+    )
     report(
         f"detector-engine{ending}", "Detector: the engine alone, by the number of symbols (target: flat)", rows.engine
     )

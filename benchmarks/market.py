@@ -13,7 +13,7 @@ import datetime
 import random
 from collections.abc import Iterator
 from decimal import Decimal
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from shared import settings
 from shared.messages import Level, book_value, rate_value
@@ -28,6 +28,11 @@ PERIOD, LASTS = 250, 5
 
 HIGHER, PAYS = 0.0012, 0.0040
 """How far the one exchange stands above the others: fees of 10 bps a side eat the first."""
+
+Crossings = Literal["planted", "none", "standing"]
+
+STANDS = 0.0006
+"""How far an exchange stands apart where it always does: the books are two basis points wide."""
 
 SECOND_NS = 1_000_000_000
 FEE_BPS = Decimal(10)
@@ -77,12 +82,13 @@ def levels(mid: float, sizes: list[float]) -> tuple[list[Level], list[Level]]:
 
 
 def ticks(
-    symbols: int, count: int, begin_ns: int, spacing: int, seed: int = 1, *, crossings: bool = True
+    symbols: int, count: int, begin_ns: int, spacing: int, seed: int = 1, *, crossings: Crossings = "planted"
 ) -> Iterator[Tick]:
     """`count` books of `symbols` coins, `spacing` nanoseconds apart, and the rates between them.
 
     Args:
-        crossings: Without them nothing crosses.
+        crossings: "planted" now and then (`higher`); "none" at all; "standing": of each symbol one exchange is above
+            the others all the time, by less than fees.
     """
     draw = random.Random(seed)
     sizes = [[round(draw.uniform(0.01, 3), 8) for _ in range(LEVELS)] for _ in range(64)]
@@ -100,7 +106,7 @@ def ticks(
                 yield Tick(
                     "USDT", at_ns, rate_value("kraken", "USDT-USD", rates, at_ns, None, 0.9999, 1.0001, "live"), False
                 )
-            by = higher(which, number) if crossings else 0.0
+            by = higher(which, number) if crossings == "planted" else STANDS if crossings == "standing" else 0.0
             mid = mids[which] * (1 + draw.uniform(-0.00004, 0.00004))
             if by and place == which % len(EXCHANGES):
                 mid *= 1 + by

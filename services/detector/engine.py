@@ -142,12 +142,12 @@ class Engine:
             for coin in list(self._open.values()):
                 for gap in list(coin.gaps.values()):
                     if any(book.fx.version > seen for book in gap.books):
-                        events += self._step(coin, gap, now_ns, None)
+                        events += self._look(coin, gap, now_ns)
         due = self._due
         while due and due[0][0] <= now_ns:
             at_ns, _, gap = heapq.heappop(due)
             if gap.due_ns == at_ns:
-                events += self._step(gap.buy.coin, gap, now_ns, None)
+                events += self._look(gap.buy.coin, gap, now_ns)
         return events
 
     def evaluate_all(self, now_ns: int) -> list[Event]:
@@ -324,6 +324,13 @@ class Engine:
                     yield Gap(book, peer, bridge)
                     yield Gap(peer, book, bridge)
 
+    def _look(self, coin: Coin, gap: Gap, now_ns: int) -> list[Event]:
+        """Judge a gap that time or a rate may have changed."""
+        if not self._quiet.stays(gap, now_ns, True):
+            return self._step(coin, gap, now_ns, None)
+        self._await(gap, now_ns)
+        return NOTHING
+
     def _step(self, coin: Coin, gap: Gap, now_ns: int, event_ns: int | None) -> list[Event]:
         events: list[Event] = list(self._lifecycle.step(gap, now_ns, event_ns, coin.trades))
         for event in events:
@@ -339,13 +346,17 @@ class Engine:
                 if not coin.gaps:
                     del self._open[coin.base]
             gap.due_ns = 0
-            return events
+        else:
+            self._await(gap, now_ns)
+        return events
+
+    def _await(self, gap: Gap, now_ns: int) -> None:
+        """Look at it again when time alone may change something."""
         due_ns = max(self._lifecycle.due_ns(gap, now_ns), now_ns + 1)  # time must pass, whatever is due
         if due_ns < gap.due_ns or gap.due_ns <= now_ns:
             gap.due_ns = due_ns
             if due_ns < NEVER_NS:
                 heapq.heappush(self._due, (due_ns, next(self._order), gap))
-        return events
 
     def _outcomes_until(self, now_ns: int) -> list[Event]:
         return list(self._outcomes.until(now_ns)) if now_ns > self._outcomes.next_ns else NOTHING

@@ -258,8 +258,12 @@ class Quiet:
     def __init__(self, gates: Gates) -> None:
         """Args: gates: What decides whether all that is open stays as it is."""
 
-    def stays(self, gap: GapTop, now_ns: int) -> bool:
-        """Whether it is certain that judging a gap now would change nothing but what is noted of a rejection."""
+    def stays(self, gap: GapTop, now_ns: int, is_due: bool = False) -> bool:
+        """Whether it is certain that judging a gap now would change nothing but what is noted of a rejection.
+
+        Args:
+            is_due: Time or a rate has led here, not a book: the caller looks when time may change something next.
+        """
         return False
 
     def know(self, exchange: str, symbol: str, book: BookTop) -> None:
