@@ -44,7 +44,7 @@ def main(settings: Settings, health: Health) -> None:
     """
     stop = process.stop_on_signal()
     if PLAIN is not None:
-        log.warning("ticks are read by Python alone: right, but at half the rate", why=PLAIN[0], next=PLAIN[1])
+        log.warning("ticks are read by Python alone: right, but at half the rate or less", why=PLAIN[0], next=PLAIN[1])
     cluster.require_topics(settings.kafka, [*READ, *EVENTS, topics.TICKS_DLQ])
     publisher = kafka.Publisher(kafka.event_producer(settings.kafka, "detector"), drop_when_full=False)
     now_ms = int(time.time() * 1000)
