@@ -78,4 +78,6 @@ if __name__ == "__main__":
     try:
         compiled(Path(__file__).parents[1])
     except REFUSED as error:
-        sys.exit(f"the detector's tick path could not be compiled; it works in Python, at half the rate or less. Why: {error}")
+        sys.exit(
+            f"the detector's tick path could not be compiled; in Python it has half the rate or less. Why: {error}"
+        )

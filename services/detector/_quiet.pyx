@@ -513,7 +513,7 @@ cdef class Quiet:
         cdef long long day = now_ns // DAY_NS
         cdef bint converted
         cdef int eaten
-        if gap.bridge is not None:
+        if gap.bridge is not None or buy.exchange == sell.exchange:  # the second is none that we would open
             return -1
         if book is buy:
             bid, buy_alive_ns, buy_received_ns = sell.best_bid, received_ns, received_ns

@@ -316,7 +316,7 @@ class Rates:
             self._renew(self._fx[quote], now_ns)
 
     def hold_bridge(self, book: HeldBook) -> None:
-        """A bridge coin's book: its top is the rate of its pair, as it stands at a `renew`."""
+        """A bridge coin's book: its top is the rate of its pair, as it stands at a `renew`, whatever a `rate` says."""
         self._bridges[book.key] = book
 
     def renew(self, now_ns: int) -> None:

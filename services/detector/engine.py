@@ -266,8 +266,9 @@ class Engine:
         return gap.buy.coin.gaps.get(gap.key, gap)
 
     def _known(self, coin: Coin, gap: Gap) -> Gap:
-        held = coin.gaps.setdefault(gap.key, gap)
-        if held is gap:
+        held = coin.gaps.get(gap.key)
+        if held is None:
+            held = coin.gaps[gap.key] = gap
             gap.buy.gaps.append(gap)
             gap.sell.gaps.append(gap)
             self._open[coin.base] = coin

@@ -165,14 +165,16 @@ class Detector:
         age_ms = self._read_ms = max(0.0, time.time() * 1000 - newest_ms)
         if not shared:
             self._age_ms, self._empty_ns = age_ms, None
-        if self._assigned_ns is None:
-            self._take_all(records)
-        else:
+        try:
+            if self._assigned_ns is None:
+                self._take_all(records)
+                return
             self._back += records
             old = any(record.timestamp_ms * 1_000_000 < self._assigned_ns for record in records)
             if not old and not shared:
                 self._settle()
-        self._hand_over()
+        finally:  # also what came before a record that ends this process
+            self._hand_over()
 
     def _nothing(self) -> None:
         """An empty read."""
@@ -189,9 +191,11 @@ class Detector:
         self._turn()
         self._release()
         now_ns = self._clock()
-        if now_ns >= self._timer_ns:
-            self._move_on(now_ns)
-        self._hand_over()
+        try:
+            if now_ns >= self._timer_ns:
+                self._move_on(now_ns)
+        finally:
+            self._hand_over()
 
     def _move_on(self, now_ns: int) -> None:
         self._beat()
@@ -357,18 +361,21 @@ class Detector:
             if isinstance(event, Opportunity) and event.phase == "opened":
                 self._untaken.setdefault(event.opportunity_id, [])
                 then = functools.partial(self._taken.append, event.opportunity_id)
-                took_ms = (self._clock() - event.opened_ns) / 1e6 - self._persistence_ms
-                metrics.FRAME_TO_OPPORTUNITY_MS.observe(max(0.0, took_ms))
             self._ready.append((event, then))
 
     def _hand_over(self) -> None:
         """Give Kafka's client what a batch has brought, written already: what it gets at once goes in one request."""
         if not self._ready:
             return
-        rows = [(*written(event), then) for event, then in self._ready]
-        self._ready.clear()
+        ready, self._ready = self._ready, []
+        rows = [(*written(event), then) for event, then in ready]
         for topic, key, value, then in rows:
             self._out.publish(topic, key, value, then=then)
+        now_ns = self._clock()
+        for event, _ in ready:
+            if isinstance(event, Opportunity) and event.phase == "opened":
+                took_ms = (now_ns - event.opened_ns) / 1e6 - self._persistence_ms
+                metrics.FRAME_TO_OPPORTUNITY_MS.observe(max(0.0, took_ms))
 
 
 @functools.cache

@@ -195,7 +195,8 @@ def tick_path(plain: tuple[str, str] | None) -> Finding:
     if plain is None:
         return ok(Part.MACHINE, "tick path", "compiled")
     why, fix = plain
-    return warn(Part.MACHINE, "tick path", f"a detector here reads ticks by Python, at half the rate or less: {why}", fix)
+    words = f"a detector here reads ticks by Python, at half the rate or less: {why}"
+    return warn(Part.MACHINE, "tick path", words, fix)
 
 
 def _numbers(version: str) -> tuple[int, ...]:
