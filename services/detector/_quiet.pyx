@@ -482,7 +482,7 @@ cdef class Quiet:
         if bid > ask:
             return False
         for at in range(count):
-            stays = self._stays(<GapTop>PyList_GET_ITEM(book.gaps, at), book, bid, ask, received_ns, now_ns, False)
+            stays = self._stays(<GapTop>PyList_GET_ITEM(book.gaps, at), book, bid, ask, received_ns, now_ns)
             if stays < 0:
                 return False
             crossing += stays
@@ -492,14 +492,13 @@ cdef class Quiet:
             (<GapTop>PyList_GET_ITEM(book.gaps, at))._note(now_ns)
         return True
 
-    def stays(self, GapTop gap, long long now_ns, bint is_due=False):
-        if self._stays(gap, None, 0, 0, 0, now_ns, is_due) < 0:
+    def stays(self, GapTop gap, long long now_ns):
+        if gap.gone_ns is not None or self._stays(gap, None, 0, 0, 0, now_ns) < 0:
             return False
         gap._note(now_ns)
         return True
 
-    cdef int _stays(self, GapTop gap, BookTop book, double bid, double ask, long long received_ns, long long now_ns,
-                    bint is_due):
+    cdef int _stays(self, GapTop gap, BookTop book, double bid, double ask, long long received_ns, long long now_ns):
         """1: it crosses, and stays as it is. 0: it does not cross, and was gone before. -1: something may change.
 
         Where `book` is one of the two, with the prices and the moment given instead of its own.
@@ -523,8 +522,8 @@ cdef class Quiet:
             bid, ask = sell.best_bid, buy.best_ask
         converted = bid * give > ask * obtain
         if gap.gone_ns is not None:
-            return -1 if bid > ask or converted or is_due else 0
-        if not (bid > ask or converted) or gap.passing_ns is not None or (gap.due_ns <= now_ns and not is_due):
+            return -1 if bid > ask or converted else 0
+        if not (bid > ask or converted) or gap.passing_ns is not None:
             return -1
         if (book is not buy and buy.state != LIVE) or (book is not sell and sell.state != LIVE):
             return -1
@@ -537,9 +536,9 @@ cdef class Quiet:
             return -1
         if buy.fx.good_until_ns < now_ns or sell.fx.good_until_ns < now_ns:
             return -1
-        if not is_due:  # when time alone may change something: no sooner than is noted
+        if book is not None:  # when time alone may change something: no sooner than is noted
             due_ns = min(first_alive_ns + self._max_silence_ns, first_received_ns + self._max_age_ns) + 1
-            if (min(due_ns, gap.recheck_ns) < gap.due_ns
+            if (gap.due_ns <= now_ns or min(due_ns, gap.recheck_ns) < gap.due_ns
                     or (gap.opportunity is not None and gap.published_ns + self._update_max_ns < gap.due_ns)):
                 return -1
         net = bid * give * gain / (ask * obtain * cost) - 1

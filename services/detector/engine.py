@@ -142,12 +142,12 @@ class Engine:
             for coin in list(self._open.values()):
                 for gap in list(coin.gaps.values()):
                     if any(book.fx.version > seen for book in gap.books):
-                        events += self._look(coin, gap, now_ns)
+                        events += self._look(coin, gap, now_ns, None)
         due = self._due
         while due and due[0][0] <= now_ns:
             at_ns, _, gap = heapq.heappop(due)
             if gap.due_ns == at_ns:
-                events += self._look(gap.buy.coin, gap, now_ns)
+                events += self._look(gap.buy.coin, gap, now_ns, None)
         return events
 
     def evaluate_all(self, now_ns: int) -> list[Event]:
@@ -281,10 +281,8 @@ class Engine:
         """Judge what is open between one book and the others of its coin, and what crosses it now, if anything."""
         events: list[Event] = []
         for gap in tuple(book.gaps):
-            if self._quiet.stays(gap, now_ns):
-                continue
             if gap.gone_ns is None or self._judge.crosses(gap):  # else a rejection that waits for its end: the timer
-                events += self._step(coin, gap, now_ns, event_ns)
+                events += self._look(coin, gap, now_ns, event_ns)
         if crossing:
             events += self._judge_peers(coin, book, now_ns, event_ns)
         if coin.bridged:
@@ -325,10 +323,10 @@ class Engine:
                     yield Gap(book, peer, bridge)
                     yield Gap(peer, book, bridge)
 
-    def _look(self, coin: Coin, gap: Gap, now_ns: int) -> list[Event]:
-        """Judge a gap that time or a rate may have changed."""
-        if not self._quiet.stays(gap, now_ns, True):
-            return self._step(coin, gap, now_ns, None)
+    def _look(self, coin: Coin, gap: Gap, now_ns: int, event_ns: int | None) -> list[Event]:
+        """Judge a gap that is there already, if it is not certain that it stays as it is."""
+        if not self._quiet.stays(gap, now_ns):
+            return self._step(coin, gap, now_ns, event_ns)
         self._await(gap, now_ns)
         return NOTHING
 

@@ -258,12 +258,9 @@ class Quiet:
     def __init__(self, gates: Gates) -> None:
         """Args: gates: What decides whether all that is open stays as it is."""
 
-    def stays(self, gap: GapTop, now_ns: int, is_due: bool = False) -> bool:
-        """Whether it is certain that judging a gap now would change nothing but what is noted of a rejection.
-
-        Args:
-            is_due: Time or a rate has led here, not a book: the caller looks when time may change something next.
-        """
+    def stays(self, gap: GapTop, now_ns: int) -> bool:
+        """Whether it is certain that judging a gap now changes nothing but when time alone may change something, which
+        the caller finds out, and what is noted of a rejection, which is then done."""
         return False
 
     def know(self, exchange: str, symbol: str, book: BookTop) -> None:
