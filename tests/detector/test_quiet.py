@@ -388,6 +388,18 @@ def test_a_rejection_whose_crossing_is_gone_waits_quietly_for_its_end(configured
 
 
 @needs_it
+def test_the_first_look_of_a_day_is_not_quiet(configured):
+    """Fees may be others from midnight (UTC) on."""
+    midnight_ms = plain.DAY_NS // MS - T0 // MS % (plain.DAY_NS // MS)
+    before = [
+        book("kraken", "USD", 1, midnight_ms - 100, 100.0, 100.01),
+        book("coinbase", "USD", 1, midnight_ms - 90, 100.05, 100.06),
+    ]
+    assert stays(configured, *before, book("coinbase", "USD", 2, midnight_ms - 1, 100.06, 100.07))
+    assert not stays(configured, *before, book("coinbase", "USD", 2, midnight_ms, 100.06, 100.07))
+
+
+@needs_it
 def test_another_reason_is_not_quiet(configured):
     """As they stand they cross; in USD they do not, and that is another reason than fees."""
     before = (usdt(0), KRAKEN, book("binance", "USDT", 1, 1, 100.05, 100.06))
@@ -427,6 +439,7 @@ def test_an_opportunity_that_still_pays_is_quiet_until_it_may_be_published_again
     assert engine.on_message(read_tick(first), T0 + 160 * MS) == []
     assert quiet_ones(engine, now_ns, book("coinbase", "USD", 3, 170, 100.52, 100.53)) == 1
     assert quiet_ones(engine, now_ns, book("coinbase", "USD", 4, 180, 100.2, 100.21)) == 0, "it may not pay any more"
+    assert quiet_ones(engine, now_ns, book("coinbase", "USD", 4, 180, 103.0, 103.01)) == 0, "too good to be true"
     may_ms = 150 + configured.detector.update_min_ms
     assert quiet_ones(engine, now_ns, book("coinbase", "USD", 4, may_ms - 1, 100.52, 100.53)) == 1
     assert quiet_ones(engine, now_ns, book("coinbase", "USD", 5, may_ms, 100.52, 100.53)) == 0
