@@ -42,9 +42,8 @@ def compiled(root: Path) -> Path:
             NAME,
             [str(source.relative_to(root))],
             define_macros=[("QUIET_SOURCE", f'"{digest}"')],
-            extra_compile_args=[
-                "-ffp-contract=off"
-            ],  # a product and a sum in one step round otherwise than Python does
+            # A product and a sum in one step round otherwise than Python does.
+            extra_compile_args=["-ffp-contract=off"],
         )
         made = cythonize([extension], build_dir=folder, quiet=True)
         command = Distribution({"name": "arbiter", "ext_modules": made}).get_command_obj("build_ext")

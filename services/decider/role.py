@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from decimal import Decimal
-from typing import Any
 
 import structlog
 
@@ -59,26 +58,6 @@ class Desk:
     trials: Trials
     clock: Callable[[], int] = time.time_ns
     monotonic: Callable[[], float] = time.monotonic
-
-
-@functools.cache
-def _counted(provider: str, kind: str) -> Any:
-    return metrics.MODEL_TOKENS.labels(provider=provider, kind=kind)
-
-
-@functools.cache
-def _called(provider: str, role: Role, outcome: str) -> Any:
-    return metrics.MODEL_CALLS.labels(provider=provider, role=role, outcome=outcome)
-
-
-@functools.cache
-def _latency(provider: str) -> Any:
-    return metrics.MODEL_LATENCY_MS.labels(provider=provider)
-
-
-@functools.cache
-def _cost(provider: str) -> Any:
-    return metrics.MODEL_COST_USD.labels(provider=provider)
 
 
 @dataclass
@@ -322,11 +301,11 @@ class RoleAsker:
                 metrics.ROLLBACKS.labels(role=self.role, model=choice.model).inc()
                 log.error("candidate rolled back", role=self.role, model=choice.model, why=gone)
             if result.outcome != "unneeded":  # cut off by us: no time of the model's
-                _latency(choice.provider).observe(elapsed_ms)
-            _cost(choice.provider).inc(float(cost))
+                metrics.series(metrics.MODEL_LATENCY_MS, choice.provider).observe(elapsed_ms)
+            metrics.series(metrics.MODEL_COST_USD, choice.provider).inc(float(cost))
             for kind, count in (("in", tokens.input), ("cached", tokens.cached), ("out", tokens.out)):
-                _counted(choice.provider, kind).inc(count)
-        _called(choice.provider, self.role, result.outcome).inc()
+                metrics.series(metrics.MODEL_TOKENS, choice.provider, kind).inc(count)
+        metrics.series(metrics.MODEL_CALLS, choice.provider, self.role, result.outcome).inc()
         call.raw = result.raw
         call.record = CallRecord.trusted(  # of values that are ours or were checked as they came
             provider=choice.provider,

@@ -42,11 +42,6 @@ AT_ONCE = 20
 """Records taken before other work has its turn."""
 
 
-@functools.cache
-def _counter(outcome: str, mode: str) -> Any:
-    return metrics.DECISIONS.labels(outcome=outcome, mode=mode)
-
-
 class _Taken(NamedTuple):
     """A record that waits for its decision: where it is from, by which assignment, and what to call when it is dealt
     with."""
@@ -258,7 +253,7 @@ class Service:
         except Exception as error:
             self._put_aside(record, "decide", error, done)
             return
-        _counter(decision.outcome, decision.mode).inc()
+        metrics.series(metrics.DECISIONS, decision.outcome, decision.mode).inc()
         if decision.mode != "rules_only":  # those are told by their topic and metrics: a backlog may bring thousands
             log.info(
                 "decision",

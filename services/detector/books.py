@@ -151,20 +151,16 @@ class HeldBook(BookTop):
             self._asks = self._read(self.asks_text)
         return self._asks
 
-    def exact_bids(self, most: int | None = None) -> list[tuple[Decimal, Decimal]]:
-        """As `bids`, in decimals; made once for all gaps that look at it. `most`: only so many levels."""
+    def exact_bids(self) -> list[tuple[Decimal, Decimal]]:
+        """As `bids`, in decimals; made once for all gaps that look at it."""
         self._renew()
-        if most is not None:
-            return exact(self.bids[:most])
         if self._exact_bids is None:
             self._exact_bids = exact(self.bids)
         return self._exact_bids
 
-    def exact_asks(self, most: int | None = None) -> list[tuple[Decimal, Decimal]]:
-        """As `asks`, in decimals; made once for all gaps that look at it. `most`: only so many levels."""
+    def exact_asks(self) -> list[tuple[Decimal, Decimal]]:
+        """As `asks`, in decimals; made once for all gaps that look at it."""
         self._renew()
-        if most is not None:
-            return exact(self.asks[:most])
         if self._exact_asks is None:
             self._exact_asks = exact(self.asks)
         return self._exact_asks

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import structlog
-from prometheus_client import Counter
 
 from services.detector.engine import TIMER_NS, Engine, Event
 from shared import kafka, metrics, process, topics
@@ -204,7 +203,7 @@ class Detector:
         self._now_ns = max(self._now_ns, now_ns)
         for kind, count in self._counts.items():  # plain numbers on the hot path
             if count:
-                _counter(metrics.TICKS_READ, TICK_KINDS[kind]).inc(count)
+                metrics.series(metrics.TICKS_READ, TICK_KINDS[kind]).inc(count)
                 self._counts[kind] = 0
         if self._read_ms is not None:
             metrics.TICK_AGE_MS.observe(self._read_ms)
@@ -378,18 +377,12 @@ class Detector:
                 metrics.FRAME_TO_OPPORTUNITY_MS.observe(max(0.0, took_ms))
 
 
-@functools.cache
-def _counter(family: Counter, label: str) -> Counter:
-    """The series of a family of one label: few, and finding one takes as long as counting."""
-    return family.labels(label)
-
-
 def written(event: Event) -> tuple[str, str, bytes]:
     """Topic, key and value of an event that is published now: it is counted."""
     if isinstance(event, Opportunity):
-        _counter(metrics.OPPORTUNITIES, event.phase).inc()
+        metrics.series(metrics.OPPORTUNITIES, event.phase).inc()
     elif isinstance(event, Rejection) and event.phase == "opened":
-        _counter(metrics.REJECTIONS, event.reasons[0].value).inc()
+        metrics.series(metrics.REJECTIONS, event.reasons[0].value).inc()
     elif isinstance(event, DelayedEdge):
-        _counter(metrics.OUTCOMES, "missed" if event.missed else "computed").inc()
+        metrics.series(metrics.OUTCOMES, "missed" if event.missed else "computed").inc()
     return EVENT_TOPICS[event.kind], event.base, event.encode()

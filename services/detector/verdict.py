@@ -8,7 +8,7 @@ from decimal import Decimal
 from typing import Literal, NamedTuple
 
 from services.detector import cycle, edge
-from services.detector.books import Fx, HeldBook, Key, Rates, fee_on, pair_crosses
+from services.detector.books import Fx, HeldBook, Key, Rates, exact, fee_on, pair_crosses
 from services.detector.edge import BPS, ONE, BridgeFill, Caps, Evaluation, Side
 from services.detector.gap import Gap
 from services.detector.plain import CLEAR, DAY_NS, NEVER_NS, NO_ASK, NO_BID, Gates
@@ -264,13 +264,16 @@ class Judge:
 
     def _direct(self, gap: Gap, now_ns: int) -> Evaluation:
         buy, sell = gap.buy, gap.sell
-        deep = None if self._net(gap) > -CLEAR else 1  # where the tops do not pay, nothing below them counts
+        if self._net(gap) > -CLEAR:
+            asks, bids = buy.exact_asks(), sell.exact_bids()
+        else:  # where the tops do not pay, nothing below them counts
+            asks, bids = exact(buy.asks[:1]), exact(sell.bids[:1])
         caps = Caps(
             self._settings.max_notional_usd, self._balance(buy, buy.quote), self._balance(sell, sell.base), self._share
         )
         return edge.evaluate(
-            buy.exact_asks(deep),
-            sell.exact_bids(deep),
+            asks,
+            bids,
             self._side(buy, Decimal(repr(buy.fx.ask)), now_ns),
             self._side(sell, Decimal(repr(sell.fx.bid)), now_ns),
             caps,

@@ -295,6 +295,14 @@ def test_mids_are_the_same_in_both(moves, since):
 # ---------------------------------------------------------------- what is open and stays as it is
 
 
+def engine_of(configured, general):
+    """`general`: without the quiet way."""
+    engine = Engine(configured)
+    if general:
+        engine._quiet = plain.Quiet(GATES)
+    return engine
+
+
 def judged(configured, *records):
     """An engine that took these in the general way, and the moment."""
     engine, now_ns = Engine(configured), T0
@@ -455,9 +463,7 @@ def left_open(configured):
 def owner_of_two(configured, general, *books):
     """An engine that has read these books and adopted two opportunities about the one gap."""
     _, opened = left_open(configured)
-    engine = Engine(configured)
-    if general:
-        engine._quiet = plain.Quiet(GATES)
+    engine = engine_of(configured, general)
     for record in books:
         engine.on_message(read_tick(record), T0 + 2 * MS, silent=True)
     for letter in "ab":
@@ -497,9 +503,7 @@ def test_a_rate_ends_what_is_due_in_its_own_place(configured):
     """A rejection whose end is due ends where its rate's turn comes, not with those that time alone ends."""
     said = []
     for general in (False, True):
-        engine = Engine(configured)
-        if general:
-            engine._quiet = plain.Quiet(GATES)
+        engine = engine_of(configured, general)
         for record in (
             usdt(0),
             KRAKEN,
@@ -541,9 +545,7 @@ def run(configured, batches, *, general, hand_over_at=None):
     Before batch `hand_over_at` it loses all, and takes it over again as a new owner does.
     """
     out, now = Out(), [T0]
-    engine = Engine(configured)
-    if general:
-        engine._quiet = plain.Quiet(GATES)
+    engine = engine_of(configured, general)
 
     def published():
         return [
