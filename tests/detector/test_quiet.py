@@ -668,7 +668,7 @@ def test_a_detector_says_the_same_where_something_is_open_all_the_time(configure
                 continue
             number += 1
             exchange, quote = place
-            mid = 100 * (1 + apart[place]) * (1 + draw.choice((0, 0, 0.00001, 0.00003)))
+            mid = round(100 * (1 + apart[place]) * (1 + draw.choice((0, 0, 0.00001, 0.00003))), 6)
             values.append(
                 book_value(exchange, f"BTC-{quote}", number, now, None, [(mid, 1.0)], [(round(mid * 1.0001, 6), 1.0)])
             )
@@ -690,7 +690,7 @@ def test_a_detector_says_the_same_where_something_is_open_all_the_time(configure
 
     monkeypatch.setattr(Engine, "take_quiet", counted)
     compiled_way = run(configured, batches, general=False, hand_over_at=250)
-    assert seen["quiet"] > (seen["all"] / 10 if seed % len(SETTINGS) == 0 else 0), seen
+    assert seen["quiet"] > (seen["all"] / 4 if seed % len(SETTINGS) == 0 else 0), seen
     assert compiled_way == run(configured, batches, general=True, hand_over_at=250)
 
 
