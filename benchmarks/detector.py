@@ -40,8 +40,9 @@ from services.cli.broker import start_broker
 from services.detector.engine import TIMER_NS, Engine, Event
 from services.detector.quiet import PLAIN
 from services.detector.service import BATCH, Detector
-from shared import cluster, kafka, settings
+from shared import cluster, kafka, process, settings
 from shared.kafka import Record
+from shared.kafka.clients import READ_AHEAD
 from shared.messages import read_tick
 from shared.topics import HOUR_MS, Topic
 
@@ -171,11 +172,12 @@ def ours(broker: settings.KafkaSettings, topic: str, found: Market) -> tuple[Spe
         detector.take([Record(topic, 0, 0, tick.base.encode(), tick.value, 0, []) for tick in part])
         clock.now_ns = part[-1].at_ns
         detector.tick()
+        detector.hand_over()
     publisher.flush(60)
     before, count, seen = out.published, len(found.timed), 0
     settle()
     began = now()
-    reader = kafka.Reader(kafka.reader(broker, "bench"), [topic], 0)
+    reader = kafka.Reader(kafka.reader(broker, "bench") | READ_AHEAD, [topic], 0)
     try:
         records = reader.read(1, 20)
         first = now()
@@ -189,6 +191,7 @@ def ours(broker: settings.KafkaSettings, topic: str, found: Market) -> tuple[Spe
                 clock.now_ns = found.timed[seen - 1].at_ns
                 if seen % size == 0:
                     detector.tick()
+            detector.hand_over()  # after each read, as in the service's loop
             if seen >= count:
                 return between(began, first), out.published - before
             records = reader.read(BATCH, 5)
@@ -401,6 +404,7 @@ def main() -> None:
     parser.add_argument("--no-quix", action="store_true", help="leave Quix Streams out")
     parser.add_argument("--quick", action="store_true", help="only whether it runs: 1 round of 3,000 ticks")
     options = parser.parse_args()
+    process.look_for_garbage_seldom()  # as the service does, and for the floor, too
     states = quix_env.STATES if not options.no_quix and with_quix(options.quick) else ()
     with start_broker(None, say) as broker:
         if not broker.topics_by_admin:

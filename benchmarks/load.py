@@ -87,9 +87,6 @@ WAITED = 0.5
 STOLEN = 0.1
 """Of a core, by other machines on the same host: what is measured then is the host."""
 
-HEAP = ("-Xms256m", "-Xmx512m", "-XX:+UseG1GC", "-XX:ActiveProcessorCount=2")
-"""Of a broker, as in docker-compose.yml: with the small heap of demo and tests its collections are most of the tail."""
-
 TICKS_A_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -436,7 +433,7 @@ def run(
     knees: list[dict[str, Any]] = []
     rates: dict[tuple[str, int], int] = {}
     with tempfile.TemporaryDirectory(prefix="arb-load-") as folder:
-        with JarCluster(jars.fetch(say), Path(folder), brokers, java=HEAP) as nodes:
+        with JarCluster(jars.fetch(say), Path(folder), brokers, java=jars.ROOMY) as nodes:
             nodes.up(UP_S)
             cluster.apply_topics(nodes.kafka, brokers=brokers)
             extra = Topic(RELAYED, EVENT_PARTITIONS, HOUR_MS, 1, "base asset", "bench", "bench")

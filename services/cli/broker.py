@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -53,13 +53,16 @@ class Broker:
 
 
 @contextlib.contextmanager
-def start_broker(kind: str | None = None, say: Say = lambda _: None, *, quick: bool = False) -> Iterator[Broker]:
+def start_broker(
+    kind: str | None = None, say: Say = lambda _: None, *, quick: bool = False, java: Sequence[str] = jars.SMALL
+) -> Iterator[Broker]:
     """A broker with all topics of `shared/topics.py`, stopped at the end of the block.
 
     Args:
         kind: One of `KINDS` to force it; None takes the first that works.
         say: Called with a line for each step that takes time.
         quick: Fastest start instead of the best throughput (tests).
+        java: Heap and collector of a broker from its jars.
 
     Raises:
         SettingsError: unknown kind.
@@ -74,7 +77,7 @@ def start_broker(kind: str | None = None, say: Say = lambda _: None, *, quick: b
     with contextlib.ExitStack() as stack:
         for name in wanted:
             try:
-                broker = stack.enter_context(_start(name, say, quick, tuple(refused)))
+                broker = stack.enter_context(_start(name, say, quick, java, tuple(refused)))
                 break
             except Unsuitable as reason:
                 refused.append(f"{name}: {reason}")
@@ -87,11 +90,13 @@ def start_broker(kind: str | None = None, say: Say = lambda _: None, *, quick: b
         yield broker
 
 
-def _start(kind: str, say: Say, quick: bool, refused: tuple[str, ...]) -> contextlib.AbstractContextManager[Broker]:
+def _start(
+    kind: str, say: Say, quick: bool, java: Sequence[str], refused: tuple[str, ...]
+) -> contextlib.AbstractContextManager[Broker]:
     if kind == "external":
         return _external()
     if kind == "jars":
-        return _jars(say, quick)
+        return _jars(say, quick, java)
     if kind == "docker":
         return _docker(say, refused)
     return _mock(refused)
@@ -114,11 +119,11 @@ def _external() -> Iterator[Broker]:
 
 
 @contextlib.contextmanager
-def _jars(say: Say, quick: bool) -> Iterator[Broker]:
+def _jars(say: Say, quick: bool, java: Sequence[str]) -> Iterator[Broker]:
     version = jars.java_version()
     libs = jars.fetch(say)
     with tempfile.TemporaryDirectory(prefix="arb-kafka-") as folder:
-        with jars.JarCluster(libs, Path(folder), quick=quick) as running:
+        with jars.JarCluster(libs, Path(folder), quick=quick, java=java) as running:
             running.up()
             why = f"real Apache Kafka 4.3.1 from its jars, on Java {version}"
             yield Broker("jars", why, running.kafka, pid=running.pid(1))

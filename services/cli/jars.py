@@ -31,6 +31,9 @@ COPY = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies
 SMALL = ("-Xms64m", "-Xmx384m", "-Xss512k", "-XX:+UseSerialGC", "-XX:ActiveProcessorCount=2")
 """Few threads and a small heap: the broker shares a laptop with everything else."""
 
+ROOMY = ("-Xms256m", "-Xmx512m", "-XX:+UseG1GC", "-XX:ActiveProcessorCount=2")
+"""As in docker-compose.yml, where latencies are measured: with the small heap its collections are most of the tail."""
+
 JAVA_OPTIONS = (
     *("-Xshare:auto", "-Djava.awt.headless=true"),
     *("-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-Dorg.slf4j.simpleLogger.showDateTime=true"),

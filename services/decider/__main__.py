@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import gc
 import time
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -28,10 +27,6 @@ from shared.settings import ModelSettings, RoleSettings, Settings
 
 log = structlog.get_logger()
 
-GARBAGE = (20_000, 5, 10)
-"""Cyclic garbage is looked for only where so many objects more are there than after the last look. What a decision is
-made of goes without that, and each look holds up all panels: 2 to 40 ms, five times a second with Python's own 700."""
-
 WRITTEN = (topics.DECISIONS, topics.AUDIT, topics.dlq(topics.OPPORTUNITIES))
 
 
@@ -49,7 +44,7 @@ def main(settings: Settings, health: Health) -> None:
     """
     for warning in model_data.check_dates(settings, datetime.now(UTC).date()):
         log.warning("model ends soon", words=warning)
-    gc.set_threshold(*GARBAGE)
+    process.look_for_garbage_seldom()
     terms, weights = Upkeep.read(settings)
     models = Models(settings)
     state = State(state_file(settings))

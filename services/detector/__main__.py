@@ -43,6 +43,7 @@ def main(settings: Settings, health: Health) -> None:
         TopicMismatch: topics missing, or not co-partitioned: exit 2.
     """
     stop = process.stop_on_signal()
+    process.look_for_garbage_seldom()
     if PLAIN is not None:
         log.warning("ticks are read by Python alone: right, but at half the rate or less", why=PLAIN[0], next=PLAIN[1])
     cluster.require_topics(settings.kafka, [*READ, *EVENTS, topics.TICKS_DLQ])

@@ -13,7 +13,6 @@ its last units would lose, and its limit price would be beyond the edge.
 import decimal
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from decimal import Decimal
 from math import lcm
 from typing import NamedTuple
@@ -40,8 +39,7 @@ FOUR_DECIMALS = Decimal("0.0001")
 ONE, ZERO, BPS = Decimal(1), Decimal(0), Decimal(10_000)
 
 
-@dataclass(frozen=True, slots=True)
-class Side:
+class Side(NamedTuple):
     """Terms of one leg.
 
     Attributes:
@@ -61,8 +59,7 @@ class Side:
     min_size: Decimal | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Caps:
+class Caps(NamedTuple):
     """What a trade must not exceed; None: no such cap.
 
     Attributes:
@@ -106,8 +103,7 @@ class BridgeFill(NamedTuple):
     levels: int
 
 
-@dataclass(frozen=True, slots=True)
-class Evaluation:
+class Evaluation(NamedTuple):
     """What a pair of books is worth, and why not if it is worth nothing.
 
     `reasons` is empty exactly if there is a size with a profit. The bps are of the executed fills, or of the top of
@@ -141,72 +137,13 @@ class Evaluation:
 def walk(asks: Levels, bids: Levels, buy: Side, sell: Side, caps: Caps = NO_CAPS) -> Walk:
     """Buy and sell level by level while each further unit still brings more than it costs, and no cap is reached."""
     with decimal.localcontext(EXACT):
-        kept = _kept(buy)
-        cost_factor, proceeds_factor = _cost_factor(buy), sell.rate * (1 - sell.fee) * kept
-        most_bought, most_sold = _most(asks, bids, caps)
-        money = _most_money(caps, buy)
-        bought = sold = spent = ZERO
-        i = j = -1
-        ask_left = bid_left = ask = cost = proceeds = ZERO
-        whole = kept == 1
-        while True:
-            if ask_left == 0:
-                i += 1
-                if i == len(asks):
-                    break
-                ask, ask_left = asks[i]
-                cost = ask * cost_factor
-            if bid_left == 0:
-                j += 1
-                if j == len(bids):
-                    break
-                bid, bid_left = bids[j]
-                proceeds = bid * proceeds_factor
-            if proceeds <= cost:
-                return Walk(bought, sold, "margin")
-            step = ask_left
-            gives = step if whole else step * kept
-            if bid_left < gives:
-                step, gives = min(ask_left, _needed(bid_left, kept)), bid_left
-            ended: Limit | None = None
-            if most_bought is not None and bought + step > most_bought:
-                step, ended = most_bought - bought, "share"
-                gives = min(gives, step * kept)
-            if most_sold is not None and sold + gives > most_sold[0]:
-                gives, ended = most_sold[0] - sold, most_sold[1]
-                step = min(step, _needed(gives, kept))
-            value = spent + step * ask
-            for most, factor, what in money:
-                if value * factor > most:
-                    room = (most - spent * factor) / (ask * factor)
-                    step, ended = max(ZERO, room.quantize(SMALLEST, rounding=decimal.ROUND_DOWN)), what
-                    gives = min(gives, step * kept)
-                    value = spent + step * ask
-            bought += step
-            sold += gives
-            if ended is not None:
-                return Walk(bought, sold, ended)
-            spent = value
-            ask_left -= step
-            bid_left -= gives
-        return Walk(bought, sold, "depth")
+        return _walk(asks, bids, buy, sell, caps)
 
 
 def take(levels: Levels, size: Decimal) -> Taken:
     """Fill `size` from the best level on. The levels must hold it."""
     with decimal.localcontext(EXACT):
-        left, quote, limit, count = size, ZERO, levels[0][0], 0
-        for price, available in levels:
-            if left <= 0:
-                break
-            limit = price
-            count += 1
-            if left <= available:
-                quote += left * price
-                break
-            quote += available * price
-            left -= available
-        return Taken(quote, limit, count)
+        return _take(levels, size)
 
 
 def common_step(*steps: Decimal | None) -> Decimal | None:
@@ -226,10 +163,8 @@ def _common_step(*texts: str) -> Decimal | None:
 
 def floor_to(size: Decimal, step: Decimal | None) -> Decimal:
     """The largest multiple of `step` not above `size`."""
-    if step is None:
-        return size
     with decimal.localcontext(EXACT):
-        return (size // step) * step
+        return _floor_to(size, step)
 
 
 def ceil_to(size: Decimal, step: Decimal | None) -> Decimal:
@@ -257,7 +192,32 @@ def evaluate(
     """
     if not asks or not bids:
         return nothing((Reason.DEPTH,), None, None, None)
-    best = walk(asks, bids, buy, sell, caps)
+    with decimal.localcontext(EXACT):
+        return _evaluate(asks, bids, buy, sell, caps, closed_loop)
+
+
+def nothing(
+    reasons: tuple[Reason, ...], naive: Decimal | None, net: Decimal | None, closed: Decimal | None
+) -> Evaluation:
+    return Evaluation(reasons, ZERO, ZERO, ZERO, ZERO, naive, net, closed, None, None, None, None, 0, 0, None)
+
+
+def rounded_bps(value: Decimal) -> Decimal:
+    """Basis points as published: four decimals say more than any book can keep."""
+    return value.quantize(FOUR_DECIMALS, context=EXACT)
+
+
+def ratio_bps(part: Decimal, whole: Decimal) -> Decimal:
+    return QUOTIENT.divide(EXACT.multiply(EXACT.subtract(part, whole), BPS), whole)
+
+
+# ---------------------------------------------------------------- inside
+
+# These count in the context of their callers, which must be EXACT: to enter one takes as long as three operations.
+
+
+def _evaluate(asks: Levels, bids: Levels, buy: Side, sell: Side, caps: Caps, closed_loop: Decimal | None) -> Evaluation:
+    best = _walk(asks, bids, buy, sell, caps)
     if best.sold == 0 and best.ended == "margin":
         return _refused(_eaten_by(asks[0][0], bids[0][0], buy, sell), asks, bids, buy, sell, closed_loop)
     if best.sold == 0:
@@ -266,10 +226,9 @@ def evaluate(
     size, sell_size = _in_lots(best, buy, sell)
     if sell_size == 0:
         return _refused((Reason.LOT,), asks, bids, buy, sell, closed_loop)
-    bought, sold = take(asks, size), take(bids, sell_size)
-    with decimal.localcontext(EXACT):
-        notional, proceeds = bought.quote * buy.rate, sold.quote * sell.rate
-        profit = proceeds * (1 - sell.fee) - notional * _quote_factor(buy)
+    bought, sold = _take(asks, size), _take(bids, sell_size)
+    notional, proceeds = bought.quote * buy.rate, sold.quote * sell.rate
+    profit = proceeds * (1 - sell.fee) - notional * _quote_factor(buy)
     if profit <= 0:  # the coins that are bought for the fee and cannot be sold in lots
         return _refused((Reason.LOT,), asks, bids, buy, sell, closed_loop)
     if _too_small(size, notional, buy) or _too_small(sell_size, proceeds, sell):
@@ -291,12 +250,6 @@ def evaluate(
     )
 
 
-def nothing(
-    reasons: tuple[Reason, ...], naive: Decimal | None, net: Decimal | None, closed: Decimal | None
-) -> Evaluation:
-    return Evaluation(reasons, ZERO, ZERO, ZERO, ZERO, naive, net, closed, None, None, None, None, 0, 0, None)
-
-
 def _refused(
     reasons: tuple[Reason, ...], asks: Levels, bids: Levels, buy: Side, sell: Side, closed_loop: Decimal | None
 ) -> Evaluation:
@@ -305,16 +258,71 @@ def _refused(
     return nothing(reasons, *_bps(asks[0][0], bids[0][0] * kept, ONE, kept, buy, sell, closed_loop))
 
 
-def rounded_bps(value: Decimal) -> Decimal:
-    """Basis points as published: four decimals say more than any book can keep."""
-    return value.quantize(FOUR_DECIMALS, context=EXACT)
+def _walk(asks: Levels, bids: Levels, buy: Side, sell: Side, caps: Caps) -> Walk:
+    kept = _kept(buy)
+    cost_factor, proceeds_factor = _cost_factor(buy), sell.rate * (1 - sell.fee) * kept
+    most_bought, most_sold = _most(asks, bids, caps)
+    money = _most_money(caps, buy)
+    bought = sold = spent = ZERO
+    i = j = -1
+    ask_left = bid_left = ask = cost = proceeds = ZERO
+    whole = kept == 1
+    while True:
+        if ask_left == 0:
+            i += 1
+            if i == len(asks):
+                break
+            ask, ask_left = asks[i]
+            cost = ask * cost_factor
+        if bid_left == 0:
+            j += 1
+            if j == len(bids):
+                break
+            bid, bid_left = bids[j]
+            proceeds = bid * proceeds_factor
+        if proceeds <= cost:
+            return Walk(bought, sold, "margin")
+        step = ask_left
+        gives = step if whole else step * kept
+        if bid_left < gives:
+            step, gives = min(ask_left, _needed(bid_left, kept)), bid_left
+        ended: Limit | None = None
+        if most_bought is not None and bought + step > most_bought:
+            step, ended = most_bought - bought, "share"
+            gives = min(gives, step * kept)
+        if most_sold is not None and sold + gives > most_sold[0]:
+            gives, ended = most_sold[0] - sold, most_sold[1]
+            step = min(step, _needed(gives, kept))
+        value = spent + step * ask
+        for most, factor, what in money:
+            if value * factor > most:
+                room = (most - spent * factor) / (ask * factor)
+                step, ended = max(ZERO, room.quantize(SMALLEST, rounding=decimal.ROUND_DOWN)), what
+                gives = min(gives, step * kept)
+                value = spent + step * ask
+        bought += step
+        sold += gives
+        if ended is not None:
+            return Walk(bought, sold, ended)
+        spent = value
+        ask_left -= step
+        bid_left -= gives
+    return Walk(bought, sold, "depth")
 
 
-def ratio_bps(part: Decimal, whole: Decimal) -> Decimal:
-    return QUOTIENT.divide(EXACT.multiply(EXACT.subtract(part, whole), BPS), whole)
-
-
-# ---------------------------------------------------------------- inside
+def _take(levels: Levels, size: Decimal) -> Taken:
+    left, quote, limit, count = size, ZERO, levels[0][0], 0
+    for price, available in levels:
+        if left <= 0:
+            break
+        limit = price
+        count += 1
+        if left <= available:
+            quote += left * price
+            break
+        quote += available * price
+        left -= available
+    return Taken(quote, limit, count)
 
 
 def _kept(buy: Side) -> Decimal:
@@ -358,16 +366,19 @@ def _most(asks: Levels, bids: Levels, caps: Caps) -> tuple[Decimal | None, tuple
     return most_bought, most_sold
 
 
+def _floor_to(size: Decimal, step: Decimal | None) -> Decimal:
+    return size if step is None else (size // step) * step
+
+
 def _in_lots(best: Walk, buy: Side, sell: Side) -> tuple[Decimal, Decimal]:
     """Sizes to buy and to sell that both exchanges take: equal, unless the fee is taken out of the coin."""
     kept = _kept(buy)
     if kept == 1:
-        size = floor_to(best.sold, common_step(buy.lot_step, sell.lot_step))
+        size = _floor_to(best.sold, common_step(buy.lot_step, sell.lot_step))
         return size, size
-    with decimal.localcontext(EXACT):
-        most = floor_to(best.bought, buy.lot_step)
-        sold = floor_to(min(best.sold, most * kept), sell.lot_step)
-        return min(most, ceil_to(_needed(sold, kept), buy.lot_step)), sold
+    most = _floor_to(best.bought, buy.lot_step)
+    sold = _floor_to(min(best.sold, most * kept), sell.lot_step)
+    return min(most, ceil_to(_needed(sold, kept), buy.lot_step)), sold
 
 
 def _too_small(size: Decimal, value_usd: Decimal, side: Side) -> bool:
@@ -386,20 +397,18 @@ def _bps(
     closed_loop: Decimal | None,
 ) -> tuple[Decimal, Decimal, Decimal | None]:
     """Naive (prices alone), net (fees and conversion) and closed loop (and converted back), in bps of the cost."""
-    with decimal.localcontext(EXACT):
-        spent, earned = bought_quote * _quote_factor(buy), sold_quote * (1 - sell.fee)
-        naive = ratio_bps(sold_quote * bought, bought_quote * sold)
-        net = ratio_bps(earned * sell.rate, spent * buy.rate)
-        closed = None if closed_loop is None else ratio_bps(earned * closed_loop, spent)
+    spent, earned = bought_quote * _quote_factor(buy), sold_quote * (1 - sell.fee)
+    naive = ratio_bps(sold_quote * bought, bought_quote * sold)
+    net = ratio_bps(earned * sell.rate, spent * buy.rate)
+    closed = None if closed_loop is None else ratio_bps(earned * closed_loop, spent)
     return naive, net, closed
 
 
 def _eaten_by(ask: Decimal, bid: Decimal, buy: Side, sell: Side) -> tuple[Reason, ...]:
     """Why the first unit does not pay: no crossing, fees, conversion, or both together."""
-    with decimal.localcontext(EXACT):
-        crossing = bid > ask
-        crossing_converted = bid * sell.rate > ask * buy.rate
-        pays_fees = bid * (1 - sell.fee) * _kept(buy) > ask * _quote_factor(buy)
+    crossing = bid > ask
+    crossing_converted = bid * sell.rate > ask * buy.rate
+    pays_fees = bid * (1 - sell.fee) * _kept(buy) > ask * _quote_factor(buy)
     if not crossing and not crossing_converted:
         return (Reason.NO_CROSSING,)
     reasons = []

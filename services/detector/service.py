@@ -149,13 +149,16 @@ class Detector:
         while not stop.is_set():
             records = ticks.read(BATCH, WAIT_S)
             self._turn()  # before what was read is judged by books that may be old
-            for reader in others:
-                self.take(reader.read(BATCH, 0), shared=True)
-            self.take(records)
-            self.tick()
+            try:
+                for reader in others:
+                    self.take(reader.read(BATCH, 0), shared=True)
+                self.take(records)
+                self.tick()
+            finally:  # also what came before a record that ends this process
+                self.hand_over()
 
     def take(self, records: Sequence[Record], *, shared: bool = False) -> None:
-        """Take in a batch; what it causes is published. `shared`: from a reader of what all detectors read."""
+        """Take in a batch. What it causes waits for `hand_over`. `shared`: from a reader of what all detectors read."""
         if not records:
             if not shared:
                 self._nothing()
@@ -164,16 +167,13 @@ class Detector:
         age_ms = self._read_ms = max(0.0, time.time() * 1000 - newest_ms)
         if not shared:
             self._age_ms, self._empty_ns = age_ms, None
-        try:
-            if self._assigned_ns is None:
-                self._take_all(records)
-                return
-            self._back += records
-            old = any(record.timestamp_ms * 1_000_000 < self._assigned_ns for record in records)
-            if not old and not shared:
-                self._settle()
-        finally:  # also what came before a record that ends this process
-            self._hand_over()
+        if self._assigned_ns is None:
+            self._take_all(records)
+            return
+        self._back += records
+        old = any(record.timestamp_ms * 1_000_000 < self._assigned_ns for record in records)
+        if not old and not shared:
+            self._settle()
 
     def _nothing(self) -> None:
         """An empty read."""
@@ -186,15 +186,12 @@ class Detector:
             self._age_ms = 0.0
 
     def tick(self) -> None:
-        """Move time on, every 50 ms."""
+        """Move time on, every 50 ms. What it causes waits for `hand_over`."""
         self._turn()
         self._release()
         now_ns = self._clock()
-        try:
-            if now_ns >= self._timer_ns:
-                self._move_on(now_ns)
-        finally:
-            self._hand_over()
+        if now_ns >= self._timer_ns:
+            self._move_on(now_ns)
 
     def _move_on(self, now_ns: int) -> None:
         self._beat()
@@ -219,7 +216,7 @@ class Detector:
     def release(self) -> None:
         """Publish the edges whose openings Kafka has taken meanwhile."""
         self._release()
-        self._hand_over()
+        self.hand_over()
 
     def _release(self) -> None:
         while self._taken:
@@ -362,8 +359,8 @@ class Detector:
                 then = functools.partial(self._taken.append, event.opportunity_id)
             self._ready.append((event, then))
 
-    def _hand_over(self) -> None:
-        """Give Kafka's client what a batch has brought, written already: what it gets at once goes in one request."""
+    def hand_over(self) -> None:
+        """Give Kafka's client what a turn has brought, written already: what it gets at once goes in one request."""
         if not self._ready:
             return
         ready, self._ready = self._ready, []

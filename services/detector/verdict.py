@@ -114,8 +114,7 @@ class Judge:
             eaten = self._eaten(gap, converted)
             if eaten is not None:
                 return Verdict(True, (*reasons, *eaten), edge.rounded_bps(Decimal(net * 10_000)))
-        found = self.numbers(gap, now_ns)
-        assert found is not None
+        found = self._walked(gap, now_ns)
         reasons.extend(found.reasons)
         if not found.reasons and found.net_bps is not None:
             if found.net_bps > self._settings.sanity_cap_bps:
@@ -132,8 +131,10 @@ class Judge:
 
     def numbers(self, gap: Gap, now_ns: int) -> Evaluation | None:
         """The exact walk, made again only when something that it rests on has changed. None without rate or fee."""
-        if self.missing(gap, now_ns):
-            return None
+        return None if self.missing(gap, now_ns) else self._walked(gap, now_ns)
+
+    def _walked(self, gap: Gap, now_ns: int) -> Evaluation:
+        """With rates and fees that are known."""
         if self.is_empty(gap):
             return edge.nothing((Reason.DEPTH,), None, None, None)
         sources = tuple(rate.exchange for rate, _ in self.rates(gap))

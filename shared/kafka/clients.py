@@ -84,14 +84,17 @@ def _member(settings: KafkaSettings, group: str) -> Config:
     }
 
 
+READ_AHEAD = {"queued.min.messages": 10_000, "fetch.queue.backoff.ms": 50}
+"""Of ticks: by default the client fetches 100,000 messages, each block into memory that the kernel must clear first."""
+
+
 def tick_consumer(settings: KafkaSettings, service: str, group: str) -> Config:
     """Latest ticks of a group. Committed offsets only feed lag metrics: stale prices are never read again."""
     config = _common(settings, service) | {
         **_member(settings, group),
         "auto.offset.reset": "latest",
         "fetch.wait.max.ms": 50,
-        "queued.min.messages": 10_000,
-        "fetch.queue.backoff.ms": 50,
+        **READ_AHEAD,
         "enable.auto.commit": True,
         "auto.commit.interval.ms": 5000,
         **settings.client_options(),

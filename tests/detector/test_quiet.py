@@ -566,6 +566,7 @@ def run(configured, batches, *, general, hand_over_at=None):
             detector.on_owned(frozenset(range(16)))
         detector.take([Record("t", 0, 0, b"", one, at_ns // MS, []) for one in values])
         detector.tick()
+        detector.hand_over()
     books = {
         key: (
             book.sequence,

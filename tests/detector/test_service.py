@@ -16,6 +16,22 @@ MS = 1_000_000
 T0 = 1_795_000_000_000
 
 
+class Handing(Detector):
+    """Hands over after each call, as `run` does after each turn of its loop."""
+
+    def take(self, records, *, shared=False):
+        try:
+            super().take(records, shared=shared)
+        finally:
+            self.hand_over()
+
+    def tick(self):
+        try:
+            super().tick()
+        finally:
+            self.hand_over()
+
+
 class Out:
     def __init__(self) -> None:
         self.published: list[tuple[str, str, bytes]] = []
@@ -45,7 +61,7 @@ def record(message, at_ms: int) -> Record:
 @pytest.fixture
 def parts(configured):
     out, clock, dead, left_open = Out(), Clock(T0), [], []
-    detector = Detector(Engine(configured), out, lambda: left_open, lambda rec, error: dead.append((rec, error)), clock)
+    detector = Handing(Engine(configured), out, lambda: left_open, lambda rec, error: dead.append((rec, error)), clock)
     return detector, out, clock, dead, left_open
 
 
@@ -118,7 +134,7 @@ def test_a_new_owner_computes_the_edges_after_a_delay_that_the_last_one_left(par
     """Opened at T0-390 by another owner, which published 50 and 100 ms and died; the next is assigned at T0."""
     detector, out, clock, _, left_open = parts
     first, first_clock = Out(), Clock(T0 - 500)
-    owner = Detector(Engine(configured), first, list, lambda *_: None, first_clock)
+    owner = Handing(Engine(configured), first, list, lambda *_: None, first_clock)
     books = [tick("coinbase", "BTC-USD", 99.9, 100.0, T0 - 500), tick("kraken", "BTC-USD", 101.0, 101.1, T0 - 490)]
     owner.take([record(message, T0 - 490) for message in books])
     for first_clock.at_ms in (T0 - 390, T0 - 330, T0 - 280):
@@ -194,7 +210,7 @@ def test_taken_up_anew_it_computes_no_edge_again_that_waits_for_its_opening(part
 def test_a_new_owner_adopts_what_is_open_and_ends_what_is_not_confirmed(parts, configured, tick):
     detector, out, clock, _, left_open = parts
     first, first_clock = Out(), Clock(T0 - 500)
-    owner = Detector(Engine(configured), first, list, lambda *_: None, first_clock)
+    owner = Handing(Engine(configured), first, list, lambda *_: None, first_clock)
     books = [tick("coinbase", "BTC-USD", 99.9, 100.0, T0 - 500), tick("kraken", "BTC-USD", 101.0, 101.1, T0 - 500)]
     owner.take([record(message, T0 - 500) for message in books])
     first_clock.at_ms = T0 - 390
@@ -213,7 +229,7 @@ def test_a_new_owner_adopts_what_is_open_and_ends_what_is_not_confirmed(parts, c
 def test_after_a_time_without_running_it_takes_up_anew_what_is_open(configured, tick):
     """Another may have owned the coin meanwhile: nothing is ended out of books that are old."""
     out, clock, steady, left_open = Out(), Clock(T0), Clock(0), []
-    detector = Detector(Engine(configured), out, lambda: left_open, lambda *_: None, clock, steady=steady)
+    detector = Handing(Engine(configured), out, lambda: left_open, lambda *_: None, clock, steady=steady)
     detector.on_owned(frozenset(range(16)))
     clock.at_ms = steady.at_ms = T0 + 1100
     books = [tick("coinbase", "BTC-USD", 99.9, 100.0, T0 + 1100), tick("kraken", "BTC-USD", 101.0, 101.1, T0 + 1100)]
@@ -247,7 +263,7 @@ def test_a_slow_reading_back_is_no_time_without_running(configured, tick):
         steady.at_ms += 6000
         return []
 
-    detector = Detector(Engine(configured), out, read_open, lambda *_: None, clock, steady=steady)
+    detector = Handing(Engine(configured), out, read_open, lambda *_: None, clock, steady=steady)
     steady.at_ms += 7000  # the assignment took its time, too
     detector.on_owned(frozenset(range(16)))
     for _ in range(4):
@@ -304,7 +320,7 @@ def test_an_assignment_that_splits_a_coin_is_refused():
 
 def test_it_has_caught_up_when_it_judges_by_new_ticks(configured, tick, monkeypatch):
     clock, steady = Clock(T0), Clock(0)
-    detector = Detector(Engine(configured), Out(), list, lambda rec, error: None, clock, steady=steady)
+    detector = Handing(Engine(configured), Out(), list, lambda rec, error: None, clock, steady=steady)
     monkeypatch.setattr("services.detector.service.time.time", lambda: clock.at_ms / 1000)
     assert detector.caught_up() == (True, "has read all ticks")
     detector.on_owned(frozenset(range(16)))
@@ -336,7 +352,7 @@ def test_gauges_say_what_is_held_and_forget_what_is_gone(configured, tick):
 
     clock, beats = Clock(T0), []
     engine = Engine(configured)
-    detector = Detector(engine, Out(), list, lambda *_: None, clock, persistence_ms=10, beat=lambda: beats.append(1))
+    detector = Handing(engine, Out(), list, lambda *_: None, clock, persistence_ms=10, beat=lambda: beats.append(1))
     before = value("arb_frame_to_opportunity_ms_count"), value("arb_frame_to_opportunity_ms_sum")
     messages = [tick("coinbase", "ADA-USD", 99.9, 100.0, T0), tick("kraken", "ADA-USD", 101.0, 101.1, T0)]
     detector.take([record(message, T0) for message in messages])
