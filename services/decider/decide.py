@@ -178,7 +178,8 @@ class Decider:
         try:
             result = await panel.run(askers, terms, deadline_s=case.deadline_ms / 1000, monotonic=desk.monotonic)
         finally:
-            purse.settle(desk.budget, desk.clock())
+            # Behind the decision, if it leaves in this turn: it does not wait for the money's file.
+            asyncio.get_running_loop().call_soon(purse.settle, desk.budget, desk.clock())
         case.records, case.arrivals, case.late = result.records, result.arrivals, result.late
         case.elapsed_ms = result.elapsed_ms
         case.questions = [asker.question() for asker in askers.values() if isinstance(asker, RoleAsker)]

@@ -13,7 +13,9 @@ import json
 import logging
 import math
 import os
+import select
 import time
+import weakref
 import zlib
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -186,16 +188,32 @@ class _Draft:
 class _Connector(aiohttp.TCPConnector):
     """Uses no connection again on which anything has come since its last answer."""
 
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._used: weakref.WeakSet[asyncio.BaseProtocol] = weakref.WeakSet()
+
     async def connect(self, *args: Any, **kwargs: Any) -> Connection:
-        # A provider may have hung up while the loop was busy. Two rounds of it and that is known: the first one looks
-        # at the sockets, the second comes after what they said. A call on such a connection would be lost and paid for.
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
+        # A provider may have hung up while the loop was busy. A call on such a connection would be lost and paid for,
+        # and what has come unasked would be taken for the answer to the next question.
         while True:
             connection = await super().connect(*args, **kwargs)
-            if connection.protocol is not None and not connection.protocol.should_close:
+            protocol = connection.protocol
+            assert protocol is not None
+            if protocol not in self._used:  # made just now; what TLS has to say at first is no reason to give it up
+                self._used.add(protocol)
                 return connection
-            connection.close()  # what has come unasked would be taken for the answer to the next question
+            if not protocol.should_close and not _has_come(connection.transport):
+                return connection
+            connection.close()
+
+
+def _has_come(transport: asyncio.Transport | None) -> bool:
+    """Whether there is something to read, an end included, that the loop has not seen yet."""
+    if transport is None:
+        return True
+    poll = select.poll()
+    poll.register(transport.get_extra_info("socket"), select.POLLIN)
+    return bool(poll.poll(0))
 
 
 class Client:

@@ -59,10 +59,18 @@ async def run(
         if judge.votes_after(arrivals, records, late=False, terms=terms)[1] is not None:
             rest = {role: asker.stopped("unneeded") for role, asker in askers.items() if role not in records}
             return PanelResult({**records, **rest}, arrivals, False, _ms(began, monotonic))
-    tasks = {asyncio.create_task(asker.ask()): role for role, asker in askers.items() if role not in records}
-    running = set(tasks)
+    tasks: dict[asyncio.Task[RoleRecord], Role] = {}
+    running: set[asyncio.Task[RoleRecord]] = set()
     late = False
     try:
+        for role, asker in askers.items():
+            if role in records:
+                continue
+            if tasks:
+                await asyncio.sleep(0)  # the question before this one goes out first, and so does what others wait for
+            task = asyncio.create_task(asker.ask())
+            tasks[task] = role
+            running.add(task)
         while running:
             left_s = deadline_s - (monotonic() - began)
             done: set[asyncio.Task[RoleRecord]] = set()
