@@ -66,7 +66,7 @@ async def run(
         for role, asker in askers.items():
             if role in records:
                 continue
-            if tasks:
+            if tasks and deadline_s > monotonic() - began:
                 await asyncio.sleep(0)  # the question before this one goes out first, and so does what others wait for
             task = asyncio.create_task(asker.ask())
             tasks[task] = role

@@ -100,10 +100,32 @@ async def test_without_any_answer_it_holds(terms):
     assert "server" in outcomes(result).values()
 
 
+class Noting(Scripted):
+    """Makes its question ready in one turn of the loop; it leaves in the next."""
+
+    def __init__(self, role: str, steps: list[str]) -> None:
+        super().__init__(role)
+        self.steps = steps
+
+    async def ask(self):
+        self.steps.append(f"ready {self.role}")
+        await asyncio.sleep(0)
+        self.steps.append(f"sent {self.role}")
+        return await super().ask()
+
+
+async def test_a_question_leaves_before_the_next_is_made_ready(terms):
+    steps: list[str] = []
+    await run(terms, **{role: Noting(role, steps) for role in ROLES})
+    assert steps == [f"{step} {role}" for role in ROLES for step in ("ready", "sent")]
+
+
 @pytest.mark.parametrize("deadline_s", [0.0, -1.0])
-async def test_without_time_it_holds(terms, deadline_s):
-    _, verdict, _ = await run(terms, deadline_s)
+async def test_without_time_it_holds_and_asks_nobody(terms, deadline_s):
+    steps: list[str] = []
+    _, verdict, _ = await run(terms, deadline_s, **{role: Noting(role, steps) for role in ROLES})
     assert verdict.outcome == "hold"
+    assert steps == []
 
 
 async def test_cancelled_from_outside_it_leaves_nothing_behind(terms):

@@ -1,5 +1,7 @@
 """The loop with readers and a publisher of the test's own."""
 
+import threading
+
 import orjson
 import pytest
 from prometheus_client import REGISTRY
@@ -8,7 +10,7 @@ from services.detector.__main__ import bridge_numbers
 from services.detector.engine import Engine
 from services.detector.service import Detector
 from shared import kafka, topics
-from shared.errors import TopicMismatch
+from shared.errors import BrokerUnavailable, TopicMismatch
 from shared.kafka import Record
 from shared.messages import Opportunity, decode
 
@@ -94,6 +96,43 @@ def test_an_undecodable_record_is_put_aside_and_the_loop_goes_on(parts, tick, va
     detector.tick()
     assert topics.OPPORTUNITIES in [topic for topic, _, _ in out.published]
     assert {key for _, key, _ in out.published} == {"BTC"}
+
+
+class Reads:
+    """One turn of the loop: what a read brings, then the stop."""
+
+    def __init__(self, records, stop) -> None:
+        self.records, self.stop = records, stop
+
+    def read(self, limit, wait_s):
+        self.stop.set()
+        return self.records
+
+
+def test_a_turn_hands_over_what_all_of_it_brought_also_if_a_record_ends_it(configured, tick):
+    handed, clock, stop = [], Clock(T0), threading.Event()
+
+    class Noting(Detector):
+        def hand_over(self):
+            handed.append(len(out.published))
+            super().hand_over()
+
+    def refused(rec, error):
+        raise BrokerUnavailable("Kafka took no dead letter")
+
+    out = Out()
+    detector = Noting(Engine(configured), out, list, refused, clock)
+    own = [record(tick("coinbase", "BTC-USD", 99.9, 100.0, T0), T0)]  # one crosses by less than its fees
+    shared = [record(tick("kraken", "BTC-USD", 100.01, 100.1, T0), T0)]
+    detector.run(Reads(own, stop), [Reads(shared, stop)], stop)
+    assert handed == [0], "once, for both reads and the timer"
+    assert [topic for topic, _, _ in out.published] == ["arbitrage-rejections"]
+    stop.clear()
+    gone = [record(tick("kraken", "BTC-USD", 100.03, 100.1, T0 + 1), T0), record(b"no json", T0)]
+    crossing = [record(tick("okx", "BTC-USDT", 90.0, 91.0, T0 + 1), T0), *gone]
+    with pytest.raises(BrokerUnavailable):
+        detector.run(Reads(crossing, stop), [], stop)
+    assert len(out.published) > 1, "what came before the record that ended it"
 
 
 def test_a_new_owner_reads_back_in_silence_then_judges_once(parts, tick):
