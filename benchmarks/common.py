@@ -1,4 +1,4 @@
-"""What both benchmarks need: the machine in words, a table, a JSON file."""
+"""What benchmarks need: the machine in words, a table, a JSON file, the memory of a process."""
 
 import datetime
 import json
@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 RESULTS = Path(__file__).parent / "results"
+PAGE_KIB = os.sysconf("SC_PAGE_SIZE") / 1024
 
 
 def machine() -> str:
@@ -41,3 +42,12 @@ def report(name: str, title: str, rows: list[dict[str, Any]]) -> None:
         "rows": rows,
     }
     (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=2) + "\n")
+
+
+def rss_kib() -> float:
+    """Resident memory of this process now."""
+    try:
+        with open("/proc/self/statm", "rb") as file:  # a Path and its text left a block behind with each look
+            return int(file.read().split()[1]) * PAGE_KIB
+    except OSError:
+        raise RuntimeError("no /proc/self/statm: memory is measured on Linux only") from None

@@ -201,6 +201,8 @@ def panels(case: dict[str, Any]) -> None:
 
 def watched(case: dict[str, Any]) -> None:
     """`arb decide`, its memory noted every so often, after a full garbage collection."""
+    from common import rss_kib
+
     from services.cli.__main__ import app
     from shared import metrics
 
@@ -216,20 +218,12 @@ def watched(case: dict[str, Any]) -> None:
         with Path(case["notes"]).open("wb", buffering=0) as file:
             while True:
                 gc.collect()
-                row = [decisions(), sys.getallocatedblocks(), resident_kib()]
+                row = [decisions(), sys.getallocatedblocks(), rss_kib()]
                 file.write(orjson.dumps(row) + b"\n")
                 time.sleep(case["every_s"])  # how often it is looked at
 
     threading.Thread(target=note, daemon=True).start()
     app(["decide"])
-
-
-def resident_kib() -> float:
-    """Of this process, now."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return float(line.split()[1])
-    raise RuntimeError("no VmRSS in /proc/self/status: memory is measured on Linux only")
 
 
 if __name__ == "__main__":

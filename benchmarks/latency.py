@@ -308,14 +308,12 @@ def run(
     cluster.apply_topics(broker, [Topic(RELAYED, EVENT_PARTITIONS, HOUR_MS, 1, "base asset", "bench", "bench")])
     with tempfile.TemporaryDirectory() as folder:
         for number in range(rounds):
-            turns = [
-                lambda: ours.append(
-                    measure(detector(broker, Path(folder)), broker, topics.OPPORTUNITIES, opened, rate, seconds)
-                ),
-                lambda: bare.append(measure(relay(broker, BYTES), broker, RELAYED, relayed, rate, seconds)),
-            ]
-            for turn in turns if number % 2 else reversed(turns):  # a new broker is slow, and must not be one's alone
-                turn()
+            for is_ours in (number % 2 == 1, number % 2 == 0):  # a new broker is slow, and must not be one's alone
+                if is_ours:
+                    contestant, topic = detector(broker, Path(folder)), topics.OPPORTUNITIES
+                    ours.append(measure(contestant, broker, topic, opened, rate, seconds))
+                else:
+                    bare.append(measure(relay(broker, BYTES), broker, RELAYED, relayed, rate, seconds))
     rows = [row("relay", bare), row("detector", ours)]
     targets = [(0.5, 1.3), (0.99, 2.0)]
     ratios = [

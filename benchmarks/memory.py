@@ -15,7 +15,6 @@ up (six hours, at most half of all); the rest are compared by the slope of a str
 import argparse
 import gc
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -27,7 +26,7 @@ from typing import Any
 
 import market
 import orjson
-from common import report
+from common import report, rss_kib
 
 from services.detector.engine import TIMER_NS, Engine
 from shared.messages import read_tick
@@ -36,21 +35,11 @@ BEGIN_NS = 1_795_000_000_000_000_000
 HELD_S = 10
 COINS = 4
 REPEAT_S = 600
-PAGE_KIB = os.sysconf("SC_PAGE_SIZE") / 1024
 FLAT_BLOCKS_PER_H = 2.0
 WARM_H = 6.0
 SHARE_WARM = 0.5
 """The beginning that is not compared: hours of message time, and at most so much of all."""
 BASES = tuple(f"C{which}" for which in range(COINS))
-
-
-def rss_kib() -> float:
-    """Resident memory of this process now."""
-    try:
-        with open("/proc/self/statm", "rb") as file:  # a Path and its text left a block behind with each look
-            return int(file.read().split()[1]) * PAGE_KIB
-    except OSError:
-        raise RuntimeError("no /proc/self/statm: memory is measured on Linux only") from None
 
 
 # ---------------------------------------------------------------- held

@@ -105,16 +105,13 @@ def keep_garbage_small() -> None:
     gc.freeze()
 
 
-GARBAGE = (20_000, 5, 10)
-
-
 def look_for_garbage_seldom() -> None:
     """Look for cyclic garbage only where 20,000 objects more are there than after the last look, not 700.
 
     What ticks and decisions are made of goes without that, and each look holds up all else: in the decider 2 to 40 ms,
     five times a second; in the detector 2 % of its time.
     """
-    gc.set_threshold(*GARBAGE)
+    gc.set_threshold(20_000, 5, 10)
 
 
 def run_async(main: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> None:

@@ -134,18 +134,6 @@ class Evaluation(NamedTuple):
         return self.limited_by == "depth"
 
 
-def walk(asks: Levels, bids: Levels, buy: Side, sell: Side, caps: Caps = NO_CAPS) -> Walk:
-    """Buy and sell level by level while each further unit still brings more than it costs, and no cap is reached."""
-    with decimal.localcontext(EXACT):
-        return _walk(asks, bids, buy, sell, caps)
-
-
-def take(levels: Levels, size: Decimal) -> Taken:
-    """Fill `size` from the best level on. The levels must hold it."""
-    with decimal.localcontext(EXACT):
-        return _take(levels, size)
-
-
 def common_step(*steps: Decimal | None) -> Decimal | None:
     """Smallest size step that is a multiple of each: 0.001 and 0.0004 give 0.002. None if there are none."""
     return _common_step(*(str(step) for step in steps if step is not None))
@@ -159,21 +147,6 @@ def _common_step(*texts: str) -> Decimal | None:
     digits = max(0, *(-int(step.as_tuple().exponent) for step in known))
     with decimal.localcontext(EXACT):
         return Decimal(lcm(*(int(step.scaleb(digits)) for step in known))).scaleb(-digits)
-
-
-def floor_to(size: Decimal, step: Decimal | None) -> Decimal:
-    """The largest multiple of `step` not above `size`."""
-    with decimal.localcontext(EXACT):
-        return _floor_to(size, step)
-
-
-def ceil_to(size: Decimal, step: Decimal | None) -> Decimal:
-    """The smallest multiple of `step` not below `size`."""
-    if step is None:
-        return size
-    with decimal.localcontext(EXACT):
-        count = size // step
-        return (count if count * step == size else count + 1) * step
 
 
 def evaluate(
@@ -217,7 +190,7 @@ def ratio_bps(part: Decimal, whole: Decimal) -> Decimal:
 
 
 def _evaluate(asks: Levels, bids: Levels, buy: Side, sell: Side, caps: Caps, closed_loop: Decimal | None) -> Evaluation:
-    best = _walk(asks, bids, buy, sell, caps)
+    best = walk(asks, bids, buy, sell, caps)
     if best.sold == 0 and best.ended == "margin":
         return _refused(_eaten_by(asks[0][0], bids[0][0], buy, sell), asks, bids, buy, sell, closed_loop)
     if best.sold == 0:
@@ -226,7 +199,7 @@ def _evaluate(asks: Levels, bids: Levels, buy: Side, sell: Side, caps: Caps, clo
     size, sell_size = _in_lots(best, buy, sell)
     if sell_size == 0:
         return _refused((Reason.LOT,), asks, bids, buy, sell, closed_loop)
-    bought, sold = _take(asks, size), _take(bids, sell_size)
+    bought, sold = take(asks, size), take(bids, sell_size)
     notional, proceeds = bought.quote * buy.rate, sold.quote * sell.rate
     profit = proceeds * (1 - sell.fee) - notional * _quote_factor(buy)
     if profit <= 0:  # the coins that are bought for the fee and cannot be sold in lots
@@ -258,7 +231,8 @@ def _refused(
     return nothing(reasons, *_bps(asks[0][0], bids[0][0] * kept, ONE, kept, buy, sell, closed_loop))
 
 
-def _walk(asks: Levels, bids: Levels, buy: Side, sell: Side, caps: Caps) -> Walk:
+def walk(asks: Levels, bids: Levels, buy: Side, sell: Side, caps: Caps = NO_CAPS) -> Walk:
+    """Buy and sell level by level while each further unit still brings more than it costs, and no cap is reached."""
     kept = _kept(buy)
     cost_factor, proceeds_factor = _cost_factor(buy), sell.rate * (1 - sell.fee) * kept
     most_bought, most_sold = _most(asks, bids, caps)
@@ -310,7 +284,8 @@ def _walk(asks: Levels, bids: Levels, buy: Side, sell: Side, caps: Caps) -> Walk
     return Walk(bought, sold, "depth")
 
 
-def _take(levels: Levels, size: Decimal) -> Taken:
+def take(levels: Levels, size: Decimal) -> Taken:
+    """Fill `size` from the best level on. The levels must hold it."""
     left, quote, limit, count = size, ZERO, levels[0][0], 0
     for price, available in levels:
         if left <= 0:
@@ -367,7 +342,14 @@ def _most(asks: Levels, bids: Levels, caps: Caps) -> tuple[Decimal | None, tuple
 
 
 def _floor_to(size: Decimal, step: Decimal | None) -> Decimal:
+    """The largest multiple of `step` not above `size`."""
     return size if step is None else (size // step) * step
+
+
+def _ceil_to(size: Decimal, step: Decimal | None) -> Decimal:
+    """The smallest multiple of `step` not below `size`."""
+    floor = _floor_to(size, step)
+    return floor if step is None or floor == size else floor + step
 
 
 def _in_lots(best: Walk, buy: Side, sell: Side) -> tuple[Decimal, Decimal]:
@@ -378,7 +360,7 @@ def _in_lots(best: Walk, buy: Side, sell: Side) -> tuple[Decimal, Decimal]:
         return size, size
     most = _floor_to(best.bought, buy.lot_step)
     sold = _floor_to(min(best.sold, most * kept), sell.lot_step)
-    return min(most, ceil_to(_needed(sold, kept), buy.lot_step)), sold
+    return min(most, _ceil_to(_needed(sold, kept), buy.lot_step)), sold
 
 
 def _too_small(size: Decimal, value_usd: Decimal, side: Side) -> bool:
