@@ -7,7 +7,7 @@ caps. Amounts are rounded up to whole pico-USD, caps down.
 import datetime
 import functools
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 
@@ -180,20 +180,34 @@ class Budget:
             shadow: A candidate beside the panel: against its own cap of the day and the provider's, not against those
                 of the opportunity, the minute and the panels' day.
         """
-        cap = self._providers.get(provider)
-        pico = _up(amount)
-        if cap is None or pico is None or pico > self._call:
-            return None
-        if not shadow:
-            before = _up(spent_on_opportunity)
-            if before is None or before + pico > self._opportunity:
-                return None
-        limits = Limits(None, self._shadow, cap) if shadow else Limits(self._minute, self._day, cap)
-        booking = self._state.book(pico, provider, now_ns, limits, shadow=shadow)
-        if booking is None:
-            return None
-        usd = _usd(pico)
-        return Reservation(provider, usd, usd, now_ns, shadow, booking)
+        return self.reserve_all([(provider, amount)], spent_on_opportunity, now_ns, shadow=shadow)[0]
+
+    def reserve_all(
+        self,
+        wanted: Sequence[tuple[str, Decimal]],
+        spent_on_opportunity: Decimal,
+        now_ns: int,
+        *,
+        shadow: bool = False,
+    ) -> list[Reservation | None]:
+        """As `reserve` for each (provider, USD) of one opportunity in this order, in one change of the book."""
+        before = 0 if shadow else _up(spent_on_opportunity)
+        asked: dict[int, tuple[int, str, Limits]] = {}
+        for place, (provider, amount) in enumerate(wanted):
+            cap, pico = self._providers.get(provider), _up(amount)
+            if cap is not None and pico is not None and before is not None and pico <= self._call:
+                limits = Limits(None, self._shadow, cap) if shadow else Limits(self._minute, self._day, cap)
+                asked[place] = pico, provider, limits
+        found: list[Reservation | None] = [None] * len(wanted)
+        if not asked or before is None:
+            return found
+        most = None if shadow else self._opportunity - before
+        bookings = self._state.book_all(list(asked.values()), now_ns, shadow=shadow, most=most)
+        for place, booking in zip(asked, bookings, strict=True):
+            if booking is not None:
+                usd = _usd(booking.pico)
+                found[place] = Reservation(wanted[place][0], usd, usd, now_ns, shadow, booking)
+        return found
 
     def settle(self, reservation: Reservation, actual: Decimal, now_ns: int) -> None:
         """Replace the worst case by what was used (USD), never more than was reserved and never less than 0.

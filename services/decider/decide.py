@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from services.decider import judge, panel, prompt, rules
 from services.decider.judge import Case, Terms
-from services.decider.role import Desk, NoModel, Purse, RoleAsker, on_trial
+from services.decider.role import Desk, NoModel, Purse, RoleAsker, make_ready, on_trial
 from services.decider.scoring import ROLES
 from shared import metrics
 from shared.messages import Arrival, Decision, Opportunity, Role, RoleRecord, Shadow
@@ -175,8 +175,14 @@ class Decider:
             askers[role] = RoleAsker(
                 desk, role, terms.prompts[role], users[role], opportunity.opportunity_id, purse, ends
             )
+
+        def ready(roles: list[Role]) -> None:
+            make_ready([asker for role in roles if isinstance(asker := askers[role], RoleAsker)])
+
         try:
-            result = await panel.run(askers, terms, deadline_s=case.deadline_ms / 1000, monotonic=desk.monotonic)
+            result = await panel.run(
+                askers, terms, deadline_s=case.deadline_ms / 1000, monotonic=desk.monotonic, ready=ready
+            )
         finally:
             # Behind the decision, if it leaves in this turn: it does not wait for the money's file.
             asyncio.get_running_loop().call_soon(purse.settle, desk.budget, desk.clock())
@@ -195,12 +201,13 @@ class Decider:
             or cached.regime != judge.regime(case.opportunity)
         ):
             return False
-        case.cached_from, case.records, case.arrivals = cached.decision_id, cached.records, cached.arrivals
+        case.cached_from, case.arrivals = cached.decision_id, cached.arrivals
+        case.records = {role: judge.reused(record) for role, record in cached.records.items()}
         return True
 
     def _keep(self, case: Case, route: Route) -> None:
         """Answers of a whole panel may be used again; those of one in which something failed may not."""
-        if case.asked_ns is None or case.late or case.terms is not self._terms:
+        if case.asked_ns is None or case.late or case.terms is not self._terms or not self._decider.verdict_ttl_ms:
             return
         if not all(record.answer is not None or record.outcome == "unneeded" for record in case.records.values()):
             return
@@ -209,7 +216,7 @@ class Decider:
             self._terms.decision_id(case.opportunity.opportunity_id),
             case.asked_ns + case.elapsed_ms * MS,
             judge.regime(case.opportunity),
-            {role: judge.reused(record) for role, record in case.records.items()},
+            case.records,
             case.arrivals,
         )
         if len(self._cache) > 1_000:

@@ -45,8 +45,13 @@ async def run(
     *,
     deadline_s: float,
     monotonic: Callable[[], float] = time.monotonic,
+    ready: Callable[[list[Role]], None] | None = None,
 ) -> PanelResult:
-    """Ask all roles; back by `deadline_s` with no task running."""
+    """Ask all roles; back by `deadline_s` with no task running.
+
+    Args:
+        ready: Called with those that will be asked, before the first of them is.
+    """
     began = monotonic()
     records: dict[Role, RoleRecord] = {}
     arrivals: list[Arrival] = []
@@ -59,16 +64,17 @@ async def run(
         if judge.votes_after(arrivals, records, late=False, terms=terms)[1] is not None:
             rest = {role: asker.stopped("unneeded") for role, asker in askers.items() if role not in records}
             return PanelResult({**records, **rest}, arrivals, False, _ms(began, monotonic))
+    asked = [role for role in askers if role not in records]
+    if ready is not None:
+        ready(asked)
     tasks: dict[asyncio.Task[RoleRecord], Role] = {}
     running: set[asyncio.Task[RoleRecord]] = set()
     late = False
     try:
-        for role, asker in askers.items():
-            if role in records:
-                continue
+        for role in asked:
             if tasks and deadline_s > monotonic() - began:
                 await asyncio.sleep(0)  # the question before this one goes out first, and so does what others wait for
-            task = asyncio.create_task(asker.ask())
+            task = asyncio.create_task(askers[role].ask())
             tasks[task] = role
             running.add(task)
         while running:

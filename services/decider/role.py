@@ -5,10 +5,11 @@ became of it. Whatever happens the result is a record; only a cancellation passe
 """
 
 import asyncio
+import contextlib
 import functools
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -81,6 +82,8 @@ class _Call:
     choice: ModelChoice
     via: Via
     began: float
+    refused: str | None = None
+    amount: Decimal = Decimal(0)
     reserved: Reservation | None = None
     record: CallRecord | None = None
     raw: str | None = None
@@ -121,10 +124,11 @@ class RoleAsker:
     only: tuple[ModelChoice, Via] | None = None
     _calls: list[_Call] = field(default_factory=list)
     _counts: _Call | None = None
+    _ready: _Call | None = None
 
     async def ask(self) -> RoleRecord:
         """The answer of the first model in the chain that gives one, or an abstention."""
-        chain = self._chain()
+        chain = self._chain
         best: _Call | None = None
         for place, (choice, via) in enumerate(chain):
             if place > 0 and not self._time_left():
@@ -147,11 +151,12 @@ class RoleAsker:
         return all(
             not desk.models.has(choice.provider)
             or desk.guards.state(choice.provider, choice.model, desk.monotonic()) in ("disabled", "open", "waiting")
-            for choice, _ in self._chain()
+            for choice, _ in self._chain
         )
 
     def stopped(self, outcome: str) -> RoleRecord:
         """The record after a cancellation: a call that was cut off may be billed all the same, so its money stands."""
+        self._send_back()
         last: _Call | None = None
         for call in self._calls:
             if call.record is None:
@@ -170,6 +175,7 @@ class RoleAsker:
     def _text(self) -> str:
         return self.prompt.text + self.user
 
+    @functools.cached_property
     def _chain(self) -> list[tuple[ModelChoice, Via]]:
         if self.only is not None:
             return [self.only]
@@ -229,9 +235,14 @@ class RoleAsker:
     async def _call(self, choice: ModelChoice, via: Via, *, another: bool = False) -> _Call:
         """One call, until its own deadline: the panel's, or early enough for `another` model to be asked."""
         desk = self.desk
-        call = _Call(choice, via, desk.monotonic())
+        call = self._ready
+        if call is None:
+            call = self._admitted(choice, via)
+            _pay(desk, self.purse, [call])
+        self._ready = None
+        call.began = desk.monotonic()
         self._calls.append(call)
-        result = CallResult(refused) if (refused := self._refused(call)) else None
+        result = CallResult(call.refused) if call.refused else None
         if result is None:
             try:
                 async with asyncio.timeout(self._allowed_s(choice, another)):
@@ -251,24 +262,30 @@ class RoleAsker:
             limits.append(left_s)
         return min(limits, default=None)
 
-    def _refused(self, call: _Call) -> str | None:
-        """Why the call is not made; else it is paid for."""
-        desk, choice = self.desk, call.choice
+    def _admitted(self, choice: ModelChoice, via: Via) -> _Call:
+        """The call, with why it may not be made or what it can cost: to be paid for before it is made."""
+        desk = self.desk
+        call = _Call(choice, via, desk.monotonic())
         if not desk.models.has(choice.provider):
-            return "skipped:disabled"
+            call.refused = "skipped:disabled"
+            return call
         model, text = desk.settings.models[choice.model], self._text
         tokens = money.estimated_tokens(text) + model.max_out
-        refused = desk.guards.refuses(choice.provider, choice.model, tokens, desk.monotonic())
-        if refused is not None:
-            return refused
-        amount = money.worst_case(model, text, _day(desk.clock()))
-        shadow = call.via == "shadow"
-        self.purse.settle(desk.budget, desk.clock())  # what an earlier model did not use may be what this one needs
-        call.reserved = desk.budget.reserve(choice.provider, amount, self.purse.spent, desk.clock(), shadow=shadow)
-        if call.reserved is None:
-            return "skipped:budget"
-        self.purse.spent += amount
-        return None
+        call.refused = desk.guards.refuses(choice.provider, choice.model, tokens, desk.monotonic())
+        if call.refused is None:
+            call.amount = money.worst_case(model, text, _day(desk.clock()))
+        return call
+
+    def _send_back(self) -> None:
+        """Give up a call that was made ready and will not be made."""
+        call, self._ready = self._ready, None
+        if call is None:
+            return
+        if call.reserved is not None:
+            self.purse.ended.append((call.reserved, Decimal(0)))
+        if call.reserved is not None or call.refused == "skipped:budget":  # the guards let it through
+            choice = call.choice
+            self.desk.guards.report(choice.provider, choice.model, "unneeded", self.desk.monotonic())
 
     def _ended(self, call: _Call, result: CallResult) -> None:
         """Money, guards, trial, metrics and the record of a call that is over."""
@@ -352,6 +369,36 @@ class RoleAsker:
             prompt_version=self.prompt.name,
             prompt_sha256=self.prompt.sha256,
         )
+
+
+def make_ready(askers: Sequence[RoleAsker]) -> None:
+    """Ask the guards about the first call of each (all of one panel), and put the money for all aside.
+
+    The money's file takes as long for three calls as for one, and no question leaves before its money is there.
+    """
+    for asker in askers:
+        with contextlib.suppress(Exception):  # it comes again when it asks: then its role abstains
+            asker._ready = asker._admitted(*asker._chain[0])
+    if askers:
+        _pay(askers[0].desk, askers[0].purse, [asker._ready for asker in askers if asker._ready is not None])
+
+
+def _pay(desk: Desk, purse: Purse, calls: Sequence[_Call]) -> None:
+    """Put money aside for the calls that the guards let through, and refuse those for which there is none."""
+    paid = [call for call in calls if call.refused is None]
+    if not paid:
+        return
+    purse.settle(desk.budget, desk.clock())  # what an earlier model did not use may be what this one needs
+    wanted = [(call.choice.provider, call.amount) for call in paid]
+    shadow = paid[0].via == "shadow"
+    for call, reserved in zip(
+        paid, desk.budget.reserve_all(wanted, purse.spent, desk.clock(), shadow=shadow), strict=True
+    ):
+        call.reserved = reserved
+        if reserved is None:
+            call.refused = "skipped:budget"
+        else:
+            purse.spent += call.amount
 
 
 @dataclass(frozen=True)

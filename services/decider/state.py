@@ -57,12 +57,12 @@ PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {VERSION}
 """
 _STANDING = """
-SELECT (SELECT COALESCE(SUM(pico), 0) FROM days WHERE day >= ?1 AND name = ?2),
-    (SELECT COALESCE(SUM(pico), 0) FROM days WHERE day >= ?1 AND name = ?3),
-    (SELECT COALESCE(SUM(pico), 0) FROM seconds WHERE second >= ?4),
-    (SELECT n FROM seconds WHERE second = ?5)
+SELECT name, SUM(pico) FROM days WHERE day >= ?1 GROUP BY name
+UNION ALL SELECT '', COALESCE(SUM(pico), 0) FROM seconds WHERE second >= ?2
+UNION ALL SELECT NULL, n FROM seconds WHERE second = ?3
 """
-"""What counts against a booking, and the row of its second: in one statement, each costs as much as what it does."""
+"""What counts against a booking, by name ('': the minute), and (NULL) the row of its second: in one statement, each
+costs as much as what it does."""
 _READABLE = (
     "SELECT second, n, pico FROM seconds LIMIT 1",
     "SELECT day, name, pico FROM days LIMIT 1",
@@ -190,29 +190,53 @@ class State:
 
     def book(self, pico: int, provider: str, now_ns: int, limits: Limits, *, shadow: bool) -> Booking | None:
         """Put money down unless a cap would be passed; None too if the file cannot be written now."""
-        second, day = now_ns // SECOND_NS, now_ns // DAY_NS
-        names = (SHADOW if shadow else PANEL, PROVIDER + provider)
+        return self.book_all([(pico, provider, limits)], now_ns, shadow=shadow)[0]
+
+    def book_all(
+        self, wanted: Sequence[tuple[int, str, Limits]], now_ns: int, *, shadow: bool, most: int | None = None
+    ) -> list[Booking | None]:
+        """As `book` for each of (pico, provider, limits) in this order, in one change of the file.
+
+        Args:
+            most: What they may come to together, in pico-USD.
+        """
+        second, day, mine = now_ns // SECOND_NS, now_ns // DAY_NS, SHADOW if shadow else PANEL
+        granted = [False] * len(wanted)
+        place = None
         with self._lock:
             try:
                 with self._changing() as db:
-                    found = db.execute(_STANDING, (day, *names, second - WINDOW_S, second)).fetchone()
-                    of_day, of_provider, of_minute, n = found
-                    if of_day + pico > limits.day or of_provider + pico > limits.provider:
-                        return None
-                    place = None
-                    if limits.minute is not None:
-                        if of_minute + pico > limits.minute:
-                            return None
-                        place = second, self._into_second(second, n, pico)
-                    db.execute(
-                        "INSERT INTO days VALUES (?1, ?2, ?4), (?1, ?3, ?4) "
-                        "ON CONFLICT DO UPDATE SET pico = pico + excluded.pico",
-                        (day, *names, pico),
-                    )
+                    standing = dict(db.execute(_STANDING, (day, second - WINDOW_S, second)))
+                    added, of_second = {mine: 0}, 0
+                    for at, (pico, provider, limits) in enumerate(wanted):
+                        name, more = PROVIDER + provider, 0 if limits.minute is None else pico
+                        if (
+                            (most is not None and added[mine] + pico > most)
+                            or standing.get(mine, 0) + added[mine] + pico > limits.day
+                            or standing.get(name, 0) + added.get(name, 0) + pico > limits.provider
+                            or (limits.minute is not None and standing[""] + of_second + more > limits.minute)
+                        ):
+                            continue
+                        granted[at] = True
+                        added[mine] += pico
+                        added[name] = added.get(name, 0) + pico
+                        of_second += more
+                    if any(
+                        ours and limits.minute is not None for ours, (_, _, limits) in zip(granted, wanted, strict=True)
+                    ):
+                        place = second, self._into_second(second, standing.get(None), of_second)
+                    if any(granted):
+                        db.executemany(
+                            "INSERT INTO days VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET pico = pico + excluded.pico",
+                            [(day, name, pico) for name, pico in added.items()],
+                        )
             except (sqlite3.Error, OSError, OverflowError) as error:
                 self._refused(error, now_ns)
-                return None
-        return Booking(day, names, place, pico)
+                return [None] * len(wanted)
+        return [
+            Booking(day, (mine, PROVIDER + provider), None if limits.minute is None else place, pico) if ours else None
+            for ours, (pico, provider, limits) in zip(granted, wanted, strict=True)
+        ]
 
     def give_back(self, backs: Sequence[tuple[Booking, int]], now_ns: int) -> bool:
         """Take part of each booking out again; False, and all of them still stand, if the file cannot be written now.

@@ -282,6 +282,39 @@ def test_i5_no_cap_is_passed_under_any_usage_any_order_of_settling_and_any_clock
                 assert sum(e.usd for e in same if e.provider == one.provider) <= D("0.07")
 
 
+@given(
+    st.lists(
+        st.tuples(
+            st.lists(st.tuples(st.sampled_from(["openai", "gemini", "nobody"]), USD | st.just(D("NaN"))), max_size=4),
+            st.decimals("0", "0.02", places=6),
+            st.sampled_from([False, False, True]),
+        ),
+        max_size=12,
+    )
+)
+def test_several_at_once_come_to_the_same_as_one_after_the_other(panels):
+    caps = limits(max_minute_usd="0.05", max_day_usd="0.1", shadow="0.02", provider="0.04")
+    with State(None) as state, State(None) as other:
+        together, single = Budget(caps, state), Budget(caps, other)
+        for wanted, on_opportunity, shadow in panels:
+            spent, expected = on_opportunity, []
+            for provider, usd in wanted:
+                expected.append(single.reserve(provider, usd, spent, NOW_NS, shadow=shadow))
+                spent += usd if expected[-1] else 0
+            found = together.reserve_all(wanted, on_opportunity, NOW_NS, shadow=shadow)
+            assert found == expected
+            assert together.spent(NOW_NS) == single.spent(NOW_NS)
+
+
+def test_what_cannot_be_written_is_refused_whole(file):
+    with State(file) as state, sqlite3.connect(file, isolation_level=None) as other:
+        budget = Budget(limits(), state)
+        other.execute("BEGIN IMMEDIATE")
+        assert budget.reserve_all([("openai", D("0.001")), ("gemini", D("0.001"))], D(0), NOW_NS) == [None, None]
+        other.execute("ROLLBACK")
+        assert budget.spent(NOW_NS).day.spent == 0
+
+
 @pytest.mark.parametrize(
     ("amount", "on_opportunity", "allowed"),
     [

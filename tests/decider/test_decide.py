@@ -5,6 +5,7 @@ from decimal import Decimal
 
 import pytest
 
+from services.decider import budget as money
 from services.decider.decide import Newest
 from services.decider.judge import Terms
 from shared.settings import Candidate
@@ -108,6 +109,33 @@ async def test_an_asker_with_a_fault_abstains(workbench, opportunity):
 
     decision = await workbench(models={"volatility": broken}, threshold=900).decide(opportunity())
     assert (decision.outcome, decision.roles[2].outcome) == ("hold", "invalid")
+
+
+async def test_a_panels_money_is_put_aside_in_one_change_of_its_file(workbench, opportunity):
+    bench, changes = workbench(threshold=900), []
+    book = bench.desk.budget._state.book_all
+
+    def counted(wanted, *rest, **named):
+        changes.append(len(wanted))
+        return book(wanted, *rest, **named)
+
+    bench.desk.budget._state.book_all = counted
+    assert len((await bench.decide(opportunity())).roles) == 3
+    assert changes == [3], "each takes a transaction, and the opportunity waits for it"
+
+
+async def test_a_fault_before_the_first_call_is_its_roles_alone(workbench, opportunity, monkeypatch):
+    bench = workbench(threshold=900)
+    worst_case = money.worst_case
+
+    def broken(model, text, day):
+        if '"role":"risk"' in text:
+            raise ZeroDivisionError
+        return worst_case(model, text, day)
+
+    monkeypatch.setattr(money, "worst_case", broken)
+    decision = await bench.decide(opportunity())
+    assert outcomes(decision) == ["ok", "invalid", "ok"]
 
 
 async def test_a_kill_switch_that_cannot_be_looked_at_is_on(workbench, opportunity, monkeypatch, tmp_path):

@@ -6,7 +6,7 @@ from decimal import Decimal
 import pytest
 
 from services.decider import llm
-from services.decider.role import Purse, RoleAsker, share_of
+from services.decider.role import Purse, RoleAsker, make_ready, share_of
 from shared.settings import Candidate, ModelChoice
 from tests.decider.conftest import role_answer
 
@@ -146,6 +146,48 @@ async def test_cut_off_before_it_began_it_costs_nothing(bench):
     made = bench()
     record = asker(made).stopped("unneeded")
     assert (record.outcome, record.cost_usd) == ("unneeded", 0)
+
+
+async def test_made_ready_and_cut_off_before_it_began_it_costs_nothing_and_holds_up_nobody(bench):
+    made = bench(guards={"consecutive": 1, "cooldown_s": 0.0})
+    choice = made.desk.settings.roles["risk"]
+    made.desk.guards.report(choice.provider, choice.model, "server", made.desk.monotonic())  # the next is a trial
+    asked = asker(made)
+    make_ready([asked])
+    assert made.desk.budget.spent(made.clock()).day.spent > 0
+    assert made.desk.guards.refuses(choice.provider, choice.model, 1, made.desk.monotonic()) == "skipped:breaker"
+    record = asked.stopped("late")
+    asked.purse.settle(made.desk.budget, made.clock())
+    assert (record.outcome, record.cost_usd, made.models.asked) == ("late", 0, [])
+    assert made.desk.budget.spent(made.clock()).day.spent == 0
+    assert made.desk.guards.refuses(choice.provider, choice.model, 1, made.desk.monotonic()) is None
+
+
+async def test_made_ready_it_is_paid_for_once(bench):
+    made = bench(fallback=None)
+    asked = asker(made)
+    make_ready([asked])
+    reserved = made.desk.budget.spent(made.clock()).day.spent
+    record = await asked.ask()
+    assert (record.outcome, names(made)) == ("ok", [made.models.roles["risk"]])
+    assert made.desk.budget.spent(made.clock()).day.spent == reserved, "the worst case, until the panel settles"
+    asked.purse.settle(made.desk.budget, made.clock())
+    assert made.desk.budget.spent(made.clock()).day.spent == record.cost_usd
+
+
+async def test_the_last_of_a_panel_is_refused_where_money_is_there_for_the_others_only(bench):
+    made = bench(fallback=None)
+    purse = Purse()
+    askers = [asker(made, purse=purse) for _ in range(3)]
+    make_ready(askers[:1])
+    cost = purse.spent
+    await askers[0].ask()
+    short = bench(fallback=None, max_minute_usd=cost * 5 / 2)
+    purse = Purse()
+    askers = [asker(short, purse=purse) for _ in range(3)]
+    make_ready(askers)
+    assert [(await one.ask()).outcome for one in askers] == ["ok", "ok", "skipped:budget"]
+    assert purse.spent == cost * 2
 
 
 async def test_cut_off_while_the_fallback_thinks_both_are_recorded(bench):
