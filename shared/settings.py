@@ -407,8 +407,12 @@ class ModelSettings(_Section):
 
     def price(self, day: datetime.date) -> Price:
         """The price in force on a day; before the first, the first."""
-        dated = sorted(self.prices, key=lambda price: price.valid_from)
-        return next((price for price in reversed(dated) if price.valid_from <= day), dated[0])
+        return next((price for price in reversed(self.prices) if price.valid_from <= day), self.prices[0])
+
+    @field_validator("prices")
+    @classmethod
+    def _in_order(cls, prices: tuple[Price, ...]) -> tuple[Price, ...]:
+        return tuple(sorted(prices, key=lambda price: price.valid_from))
 
 
 class Settings(BaseSettings):

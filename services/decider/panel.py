@@ -60,7 +60,7 @@ async def run(
     for role in barred:
         records[role] = await askers[role].ask()
     if barred:
-        arrivals.append(Arrival(roles=barred, after_ms=_ms(began, monotonic)))
+        arrivals.append(Arrival.trusted(roles=barred, after_ms=_ms(began, monotonic)))
         if judge.votes_after(arrivals, records, late=False, terms=terms)[1] is not None:
             rest = {role: asker.stopped("unneeded") for role, asker in askers.items() if role not in records}
             return PanelResult({**records, **rest}, arrivals, False, _ms(began, monotonic))
@@ -87,7 +87,7 @@ async def run(
                 break
             roles = sorted(tasks[task] for task in done)
             records.update((tasks[task], _result(task, askers[tasks[task]])) for task in done)
-            arrivals.append(Arrival(roles=roles, after_ms=_ms(began, monotonic)))
+            arrivals.append(Arrival.trusted(roles=roles, after_ms=_ms(began, monotonic)))
             if judge.votes_after(arrivals, records, late=False, terms=terms)[1] is not None:
                 break
     finally:

@@ -11,7 +11,7 @@ import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime
+from datetime import date, timedelta
 from decimal import Decimal
 
 import structlog
@@ -22,6 +22,7 @@ from services.decider.guards import Guards
 from services.decider.llm import CallResult
 from services.decider.models import Models
 from services.decider.prompt import Prompt
+from services.decider.state import DAY_NS
 from services.decider.trials import Trials
 from shared import metrics
 from shared.messages import CallRecord, Question, Role, RoleRecord, Tokens, Via
@@ -43,7 +44,7 @@ INSTEAD = frozenset(
 )
 """Outcomes after which another model may be asked: nothing was answered, and this model is the reason."""
 
-NS = 1_000_000_000
+NO_TOKENS, NO_COST = Tokens(), Decimal(0)
 TURN_S = 0.05
 """Spare time for going on to the next model, beside the least that it needs itself."""
 
@@ -126,6 +127,10 @@ class RoleAsker:
     _counts: _Call | None = None
     _ready: _Call | None = None
 
+    def __post_init__(self) -> None:
+        self._text = self.prompt.text + self.user
+        self._chain = self._models()
+
     async def ask(self) -> RoleRecord:
         """The answer of the first model in the chain that gives one, or an abstention."""
         chain = self._chain
@@ -167,16 +172,13 @@ class RoleAsker:
     def question(self) -> Question:
         """What was asked and answered, as text."""
         ordered = self._ordered()
-        return Question(role=self.role, system=self.prompt.text, user=self.user, raw=[call.raw for call in ordered])
+        return Question.trusted(
+            role=self.role, system=self.prompt.text, user=self.user, raw=[call.raw for call in ordered]
+        )
 
     # ------------------------------------------------ which model
 
-    @functools.cached_property
-    def _text(self) -> str:
-        return self.prompt.text + self.user
-
-    @functools.cached_property
-    def _chain(self) -> list[tuple[ModelChoice, Via]]:
+    def _models(self) -> list[tuple[ModelChoice, Via]]:
         if self.only is not None:
             return [self.only]
         chosen = self.desk.settings.roles[self.role]
@@ -244,8 +246,9 @@ class RoleAsker:
         self._calls.append(call)
         result = CallResult(call.refused) if call.refused else None
         if result is None:
+            allowed_s = self._allowed_s(choice, another)
             try:
-                async with asyncio.timeout(self._allowed_s(choice, another)):
+                async with contextlib.nullcontext() if allowed_s is None else asyncio.timeout(allowed_s):
                     result = await desk.models.ask(choice, self.prompt.text, self.user)
             except TimeoutError:
                 result = CallResult("late")
@@ -291,7 +294,7 @@ class RoleAsker:
         """Money, guards, trial, metrics and the record of a call that is over."""
         desk, choice = self.desk, call.choice
         elapsed_ms = int((desk.monotonic() - call.began) * 1000)
-        tokens, cost = Tokens(), Decimal(0)
+        tokens, cost = NO_TOKENS, NO_COST
         if call.reserved is not None:
             model = desk.settings.models[choice.model]
             if result.billed():
@@ -321,7 +324,8 @@ class RoleAsker:
                 metrics.series(metrics.MODEL_LATENCY_MS, choice.provider).observe(elapsed_ms)
             metrics.series(metrics.MODEL_COST_USD, choice.provider).inc(float(cost))
             for kind, count in (("in", tokens.input), ("cached", tokens.cached), ("out", tokens.out)):
-                metrics.series(metrics.MODEL_TOKENS, choice.provider, kind).inc(count)
+                if count:
+                    metrics.series(metrics.MODEL_TOKENS, choice.provider, kind).inc(count)
         metrics.series(metrics.MODEL_CALLS, choice.provider, self.role, result.outcome).inc()
         call.raw = result.raw
         call.record = CallRecord.trusted(  # of values that are ours or were checked as they came
@@ -428,4 +432,9 @@ class NoModel:
 
 
 def _day(now_ns: int) -> date:
-    return datetime.fromtimestamp(now_ns / NS, UTC).date()
+    return _date(now_ns // DAY_NS)
+
+
+@functools.lru_cache(4)
+def _date(day: int) -> date:
+    return date(1970, 1, 1) + timedelta(days=day)

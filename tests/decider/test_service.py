@@ -293,12 +293,12 @@ async def test_what_was_fetched_before_a_revocation_is_left_to_the_new_owner(run
             await asyncio.to_thread(shell.service.on_revoked, [(topics.OPPORTUNITIES, 3)])
             revoked.set()
 
-        shell.put(*(numbered(opportunity, n, expires_ns=NOW_NS) for n in range(200)), opportunity())
+        shell.put(*(numbered(opportunity, n, expires_ns=NOW_NS) for n in range(2000)), opportunity())
         shell.publisher.deliver = False
         task = asyncio.create_task(revoke())
         await revoked.wait()
         await task
-        await shell.until(lambda: shell.consumer.released + len(shell.decisions()) == 201)
+        await shell.until(lambda: shell.consumer.released + len(shell.decisions()) == 2001)
         assert shell.consumer.stored == {}
         assert shell.bench.models.asked == []
 
