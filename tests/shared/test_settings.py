@@ -101,7 +101,9 @@ def test_a_key_of_the_wrong_shape_is_one_line_that_does_not_show_it(key: str, wo
 def test_prices_are_dated() -> None:
     first = settings.Price.model_validate({"valid_from": "2026-01-01", "in": "1", "cached": "1", "out": "1"})
     second = first.model_copy(update={"valid_from": datetime.date(2026, 6, 1)})
-    model = settings.load().models["gpt-4.1"].model_copy(update={"prices": (second, first)})
+    written = settings.load().models["gpt-4.1"].model_dump(exclude={"prices"})
+    model = settings.ModelSettings(**written, prices=(second, first))
+    assert model.prices == (first, second)
     assert model.price(datetime.date(2026, 5, 31)) == first
     assert model.price(datetime.date(2026, 6, 1)) == second
     assert model.price(datetime.date(2025, 1, 1)) == first, "before the first: the first"
