@@ -66,51 +66,94 @@ async def run(
             return PanelResult({**records, **rest}, arrivals, False, _ms(began, monotonic))
     asked = [role for role in askers if role not in records]
     if ready is not None:
+        await asyncio.sleep(0)  # an answer that has come goes before a question that takes as long to make ready
         ready(asked)
-    tasks: dict[asyncio.Task[RoleRecord], Role] = {}
-    running: set[asyncio.Task[RoleRecord]] = set()
     late = False
+    ended: dict[Role, RoleRecord] = {}
+    ends = _Ends()
+
+    async def ask(role: Role) -> None:
+        ended[role] = await _record(role, askers[role])
+        ends.tell()  # here, and not when the task is over: a turn of the loop earlier
+
+    tasks: list[asyncio.Task[None]] = []
     try:
         for role in asked:
-            if tasks and deadline_s > monotonic() - began:
-                await asyncio.sleep(0)  # the question before this one goes out first, and so does what others wait for
-            task = asyncio.create_task(askers[role].ask())
-            tasks[task] = role
-            running.add(task)
-        while running:
-            left_s = deadline_s - (monotonic() - began)
-            done: set[asyncio.Task[RoleRecord]] = set()
-            if left_s > 0:
-                done, running = await asyncio.wait(running, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
-            if not done:
-                late = True
-                break
-            roles = sorted(tasks[task] for task in done)
-            records.update((tasks[task], _result(task, askers[tasks[task]])) for task in done)
-            arrivals.append(Arrival.trusted(roles=roles, after_ms=_ms(began, monotonic)))
+            tasks.append(asyncio.create_task(ask(role)))
+            if deadline_s > monotonic() - began:
+                await asyncio.sleep(0)  # this question goes out first, and so does what others wait for
+        ends.until(deadline_s - (monotonic() - began))
+        while len(records) < len(askers):
+            new = ended.keys() - records.keys()
+            if not new:
+                if not await ends.next():
+                    late = True
+                    break
+                continue
+            records.update((role, ended[role]) for role in new)
+            arrivals.append(Arrival.trusted(roles=sorted(new), after_ms=_ms(began, monotonic)))
             if judge.votes_after(arrivals, records, late=False, terms=terms)[1] is not None:
                 break
     finally:
+        ends.close()
+        running = [task for task in tasks if not task.done()]
         for task in running:
             task.cancel()
-        ended = await asyncio.gather(*running, return_exceptions=True)
+        if running:
+            await asyncio.gather(*running, return_exceptions=True)
     elapsed_ms = _ms(began, monotonic)
-    for task, result in zip(running, ended, strict=True):
-        role = tasks[task]
-        # One that finished in the same moment keeps its record; its answer came too late to be counted.
-        records[role] = (
-            result if isinstance(result, RoleRecord) else askers[role].stopped("late" if late else "unneeded")
-        )
+    for role in asked:
+        if role not in records:
+            # One that finished in the same moment keeps its record; its answer came too late to be counted.
+            records[role] = ended.get(role) or askers[role].stopped("late" if late else "unneeded")
     return PanelResult(records, arrivals, late, elapsed_ms)
 
 
-def _result(task: asyncio.Task[RoleRecord], asker: Asker) -> RoleRecord:
+async def _record(role: Role, asker: Asker) -> RoleRecord:
     """The record. An asker that raises has a fault: its role abstains. Only its kind is told: words can hold keys."""
-    error = task.exception()
-    if error is None:
-        return task.result()
-    log.error("a role failed", error=type(error).__name__)
-    return asker.stopped("invalid")
+    try:
+        return await asker.ask()
+    except Exception as error:
+        log.error("a role failed", role=role, error=type(error).__name__)
+        return asker.stopped("invalid")
+
+
+class _Ends:
+    """Told that something has ended, and a deadline."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._over = False
+        self._waiter: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def until(self, seconds: float) -> None:
+        """Set the deadline."""
+        if seconds > 0:
+            self._timer = self._loop.call_later(seconds, self._end)
+        else:
+            self._over = True
+
+    async def next(self) -> bool:
+        """Wait until it is told; False at once or then if the deadline is over."""
+        if not self._over:
+            self._waiter = self._loop.create_future()
+            await self._waiter
+        return not self._over
+
+    def tell(self) -> None:
+        """Something has ended."""
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def close(self) -> None:
+        """No deadline any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _end(self) -> None:
+        self._over = True
+        self.tell()
 
 
 def _ms(began: float, monotonic: Callable[[], float]) -> int:
