@@ -13,6 +13,8 @@ time drawn between two. "Slowest" is the longest of a decision's three calls, by
 - bare panel: three questions of these sizes sent at once by bare aiohttp at the same rate, less slowest: no decider in
   Python that asks three models is below it. No Kafka in it.
 - relay: `relay.py` in the decider's place, with an opportunity and a decision's size: Kafka twice and nothing else.
+Twice: with a core for the contestant, on which neither broker nor sender nor models run (they are other machines, or
+none of a service's affair), and with everything on all cores.
 
 Rules only: a backlog that is too old for models, decided as fast as it goes; from the first to the last decision by the
 time that their records carry. Floor: the same clients and classes validate each opportunity and write one message of a
@@ -24,7 +26,7 @@ those that fill the tables that are bounded (100,000 ids of what was decided).
 The opportunities go to the real topic: a cluster of yours is used only with --external.
 
     python benchmarks/decider.py [--rate 50] [--seconds 30] [--rounds 2] [--backlog 50000] [--decisions 100000]
-        [--only added|rules|memory] [--quick] [--external]
+        [--only added|rules|memory] [--cores own|shared|both] [--quick] [--external]
 """
 
 import argparse
@@ -38,7 +40,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,7 +50,8 @@ import orjson
 from common import report
 from latency import percentile
 
-from services.cli.broker import start_broker
+from services.cli import jars
+from services.cli.broker import Broker, start_broker
 from services.cli.jars import tied_to_parent
 from shared import cluster, kafka, topics
 from shared.messages import Opportunity
@@ -217,6 +220,42 @@ def cpu_s(pid: int) -> float:
     """Processor time of a process so far, all its threads."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+# ---------------------------------------------------------------- cores
+
+
+@contextlib.contextmanager
+def on_cores(cores: Collection[int]) -> Iterator[None]:
+    """What this thread starts in the block (processes, threads) runs on these cores; none: wherever it likes."""
+    if not cores:
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+@contextlib.contextmanager
+def kept_to(
+    cores: Collection[int], contestant: contextlib.AbstractContextManager[subprocess.Popen[bytes]]
+) -> Iterator[subprocess.Popen[bytes]]:
+    """The contestant, started on these cores."""
+    with contextlib.ExitStack() as stack:
+        with on_cores(cores):
+            started = stack.enter_context(contestant)
+        yield started
+
+
+def shared_out(own: bool) -> tuple[set[int], set[int]]:
+    """Cores of everything else, and of the contestant; empty: all."""
+    if not own:
+        return set(), set()
+    cores = sorted(os.sched_getaffinity(0))
+    return set(cores[:-1]), {cores[-1]}
 
 
 # ---------------------------------------------------------------- added to the slowest model
@@ -395,7 +434,9 @@ def take(added: Added, found: Measured, notes: Path) -> None:
     added.sent_late += run.late
 
 
-def bare_panels(notes: Path, audit: bytes, rate: float, seconds: float, span_ms: tuple[float, float]) -> list[float]:
+def bare_panels(
+    notes: Path, audit: bytes, rate: float, seconds: float, span_ms: tuple[float, float], cores: Collection[int] = ()
+) -> list[float]:
     """What each panel of bare calls took (ms), less the slowest of its models. The first second is not counted."""
     record = orjson.loads(audit)
     asked = {call["role"]: call["model_asked"] for call in record["decision"]["roles"]}
@@ -403,7 +444,8 @@ def bare_panels(notes: Path, audit: bytes, rate: float, seconds: float, span_ms:
     with model_server(notes, span_ms) as base_url:
         case = {"base_url": base_url, "rate": rate, "count": round(rate * (seconds + 1)), "questions": questions}
         command = tied_to_parent([sys.executable, str(DRIVER), "panels", json.dumps(case)])
-        took = dict(orjson.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout))
+        with on_cores(cores):
+            took = dict(orjson.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout))
     models: dict[int, list[float]] = {}
     for line in notes.read_bytes().splitlines():
         _, number, came_ns, left_ns = orjson.loads(line)
@@ -418,15 +460,20 @@ def added_time(
     seconds: float,
     rounds: int,
     span_ms: tuple[float, float] = LATENCY_MS,
+    cores: Collection[int] = (),
 ) -> tuple[list[dict[str, Any]], Added, list[bytes]]:
-    """Rows of the table, all that was measured, and an audit as it came (the other parts want its size)."""
+    """Rows of the table, all that was measured, and an audit as it came (the other parts want its size).
+
+    Args:
+        cores: The contestants', if they have some of their own: broker and this process are to be on others.
+    """
     cluster.apply_topics(broker, [Topic(RELAYED, EVENT_PARTITIONS, HOUR_MS, 1, "base asset", "bench", "bench")])
     added, size, audits = Added(), 0, []
     for number in range(rounds):
         notes = folder / f"notes-{number}"
         with model_server(notes, span_ms) as base_url:
             found = measure(
-                decider(broker, folder, base_url),
+                kept_to(cores, decider(broker, folder, base_url)),
                 broker,
                 topics.OPPORTUNITIES,
                 [topics.DECISIONS, topics.AUDIT],
@@ -435,8 +482,9 @@ def added_time(
             )
         take(added, found, notes)
         size, audits = round(statistics.median(found.run.sizes)), found.run.audits
-        added.bare += bare_panels(folder / f"bare-{number}", audits[-1], rate, seconds, span_ms)
-        bare = measure(relay(broker, size), broker, topics.ticks("binance"), [RELAYED], rate, seconds)
+        added.bare += bare_panels(folder / f"bare-{number}", audits[-1], rate, seconds, span_ms, cores)
+        relayed = kept_to(cores, relay(broker, size))
+        bare = measure(relayed, broker, topics.ticks("binance"), [RELAYED], rate, seconds)
         added.relay += [(bare.run.came[n] - bare.run.sent[n][0]) * 1000 for n in bare.numbers]
         added.missing += bare.missing
     if not added.inside:
@@ -634,7 +682,33 @@ def say(words: str) -> None:
     print(words, file=sys.stderr, flush=True)
 
 
+def part_added(options: argparse.Namespace, rate: float, seconds: float, rounds: int, own: bool, ending: str) -> None:
+    """Measure and report what is added, with a broker that is where everything else is."""
+    span_ms: tuple[float, float] = (options.latency_ms[0], options.latency_ms[1])
+    others, cores = shared_out(own)
+    with (
+        on_cores(others),
+        start_broker(None, say, java=jars.ROOMY) as broker,
+        tempfile.TemporaryDirectory() as text,
+    ):
+        need_topics(broker)
+        rows, added, _ = added_time(broker.kafka, Path(text), rate, seconds, rounds, span_ms, cores)
+    where = "on a core of its own" if own else "on the cores of broker, sender and models"
+    title = f"Decider {where}: {rate:g} opportunities a second (target: added inside, p99 at most 5 ms)"
+    report(f"decider-added{'' if own else '-shared'}{ending}", title, rows)
+    print(
+        f"missing {added.missing}, not by all three models {added.not_full}, sent late {added.sent_late}, "
+        f"at most {added.most_in_flight} calls at a time ({PANELS * 3} allowed)"
+    )
+
+
+def need_topics(broker: Broker) -> None:
+    if not broker.topics_by_admin:
+        sys.exit(f"the benchmark needs topics of its own: {broker.why}")
+
+
 def main() -> None:
+    can_keep = hasattr(os, "sched_setaffinity") and len(os.sched_getaffinity(0)) > 1
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rate", type=float, default=50, help="opportunities a second (default: 50)")
     parser.add_argument("--seconds", type=float, default=30, help="counted in each round (default: 30)")
@@ -643,6 +717,12 @@ def main() -> None:
     parser.add_argument("--backlog", type=int, default=50_000, help="opportunities for rules only (default: 50000)")
     parser.add_argument("--decisions", type=int, default=100_000, help="over which memory is looked at")
     parser.add_argument("--only", choices=("added", "rules", "memory"), help="only one of the three")
+    parser.add_argument(
+        "--cores",
+        choices=("own", "shared", "both"),
+        default="both" if can_keep else "shared",
+        help="where what is added is measured: on a core of its own, on those of everything else, or on both in turn",
+    )
     parser.add_argument("--quick", action="store_true", help="only whether it runs")
     parser.add_argument(
         "--external", action="store_true", help="use the cluster of ARB_KAFKA_SERVERS, real topics and all"
@@ -650,24 +730,24 @@ def main() -> None:
     options = parser.parse_args()
     if os.environ.get("ARB_KAFKA_SERVERS") and not options.external:
         sys.exit("ARB_KAFKA_SERVERS is set: invented opportunities would go to that cluster; --external allows it")
-    span_ms: tuple[float, float] = (options.latency_ms[0], options.latency_ms[1])
+    if options.cores != "shared" and not can_keep:
+        sys.exit(
+            "--cores: this machine has one core, or does not keep processes to some: only `shared` can be measured"
+        )
     rate, seconds, rounds = options.rate, options.seconds, options.rounds
     backlog, warm, decisions = options.backlog, REMEMBERED + 20_000, options.decisions
     if options.quick:
         rate, seconds, rounds, backlog, warm, decisions = 20, 2, 1, 2000, 2000, 6000
     ending = "-quick" if options.quick else ""
+    if options.only in (None, "added"):
+        for own in (True, False):
+            if options.cores in ("both", "own" if own else "shared"):
+                part_added(options, rate, seconds, rounds, own, ending)
+    if options.only == "added":
+        return
     with start_broker(None, say) as broker, tempfile.TemporaryDirectory() as text:
-        if not broker.topics_by_admin:
-            sys.exit(f"the benchmark needs topics of its own: {broker.why}")
+        need_topics(broker)
         folder = Path(text)
-        if options.only in (None, "added"):
-            rows, added, _ = added_time(broker.kafka, folder, rate, seconds, rounds, span_ms)
-            title = f"Decider: {rate:g} opportunities a second (target: added inside, p99 at most 5 ms)"
-            report(f"decider-added{ending}", title, rows)
-            print(
-                f"missing {added.missing}, not by all three models {added.not_full}, sent late {added.sent_late}, "
-                f"at most {added.most_in_flight} calls at a time ({PANELS * 3} allowed)"
-            )
         if options.only in (None, "rules"):
             rows, ratio = rules_only(broker.kafka, folder, backlog, rounds)
             report(f"decider-rules{ending}", "Decider: rules only (target: 5,000 decisions a second)", rows)
