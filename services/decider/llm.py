@@ -13,6 +13,7 @@ import json
 import logging
 import math
 import os
+import re
 import select
 import ssl
 import time
@@ -67,6 +68,9 @@ MOST_RAW = 4096
 MOST_WORDS = 200
 """Characters that are kept of what a provider says of itself."""
 MOST_TOKENS = 10**9
+
+_CONTROL = re.compile("[\x00-\x08\x0a-\x1f\x7f]")
+"""What no line of a request's head may have: one that ends early would begin another."""
 
 KEPT_HEADERS = frozenset(
     (
@@ -193,8 +197,8 @@ class _Draft:
         to = aiohttp.ClientRequest(built.method, url, headers=CIMultiDict(built.headers.multi_items()), ssl=tls)
         to.headers.popall("content-length", None)
         lines = [f"{to.method} {url.raw_path_qs} HTTP/1.1", *(f"{name}: {value}" for name, value in to.headers.items())]
-        if any(character in line for line in lines for character in "\r\n\0"):
-            raise ValueError("a header has an end of line in it")
+        if any(_CONTROL.search(line) for line in lines):
+            raise ValueError("a header has an end of line or another control character in it")
         return cls(to, "\r\n".join(lines).encode())
 
 
@@ -327,7 +331,7 @@ async def _talk(connection: Connection, draft: _Draft, body: bytes | None) -> _R
     except Exception:  # a body that ends too early, or in bad chunks
         broken = True
     else:
-        if content.is_eof():
+        if content.is_eof() and transport.get_write_buffer_size() == 0:  # it may answer before it has read all
             connection.release()
     headers = _kept(message.raw_headers)
     found, whole = _unpacked(bytes(read), headers.get("content-encoding", "identity"), most)

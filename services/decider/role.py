@@ -273,10 +273,9 @@ class RoleAsker:
             call.refused = "skipped:disabled"
             return call
         model, text = desk.settings.models[choice.model], self._text
+        call.amount = money.worst_case(model, text, _day(desk.clock()))  # before the guards: they want to hear the end
         tokens = money.estimated_tokens(text) + model.max_out
         call.refused = desk.guards.refuses(choice.provider, choice.model, tokens, desk.monotonic())
-        if call.refused is None:
-            call.amount = money.worst_case(model, text, _day(desk.clock()))
         return call
 
     def _send_back(self) -> None:
@@ -392,12 +391,14 @@ def _pay(desk: Desk, purse: Purse, calls: Sequence[_Call]) -> None:
     paid = [call for call in calls if call.refused is None]
     if not paid:
         return
-    purse.settle(desk.budget, desk.clock())  # what an earlier model did not use may be what this one needs
     wanted = [(call.choice.provider, call.amount) for call in paid]
-    shadow = paid[0].via == "shadow"
-    for call, reserved in zip(
-        paid, desk.budget.reserve_all(wanted, purse.spent, desk.clock(), shadow=shadow), strict=True
-    ):
+    found: Sequence[Reservation | None] = [None] * len(paid)
+    try:
+        purse.settle(desk.budget, desk.clock())  # what an earlier model did not use may be what this one needs
+        found = desk.budget.reserve_all(wanted, purse.spent, desk.clock(), shadow=paid[0].via == "shadow")
+    except Exception as error:  # it concerns all roles, and no fault of the book's may stop the service or cost money
+        log.error("no money could be put aside", error=type(error).__name__)
+    for call, reserved in zip(paid, found, strict=True):
         call.reserved = reserved
         if reserved is None:
             call.refused = "skipped:budget"

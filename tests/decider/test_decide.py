@@ -124,6 +124,17 @@ async def test_a_panels_money_is_put_aside_in_one_change_of_its_file(workbench, 
     assert changes == [3], "each takes a transaction, and the opportunity waits for it"
 
 
+async def test_a_fault_of_the_budget_asks_nobody(workbench, opportunity, monkeypatch):
+    bench = workbench(threshold=900)
+
+    def broken(*_, **__):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(bench.desk.budget, "reserve_all", broken)
+    decision = await bench.decide(opportunity())
+    assert (decision.outcome, decision.reason, bench.models.asked) == ("hold", "budget", [])
+
+
 async def test_a_fault_before_the_first_call_is_its_roles_alone(workbench, opportunity, monkeypatch):
     bench = workbench(threshold=900)
     worst_case = money.worst_case
