@@ -396,6 +396,7 @@ class Added:
     slowest: list[float] = field(default_factory=list)
     bare: list[float] = field(default_factory=list)
     relay: list[float] = field(default_factory=list)
+    inside_p99: list[float] = field(default_factory=list)
     missing: int = 0
     not_full: int = 0
     most_in_flight: int = 0
@@ -414,7 +415,7 @@ def take(added: Added, found: Measured, notes: Path) -> None:
     for _, change in sorted(moments):
         calls += change
         added.most_in_flight = max(added.most_in_flight, calls)
-    run, wanted = found.run, set(found.numbers)
+    run, wanted, before = found.run, set(found.numbers), len(added.inside)
     for value in run.audits:
         audit = orjson.loads(value)
         number = run.number_of(audit["opportunity"]["opportunity_id"])
@@ -430,6 +431,8 @@ def take(added: Added, found: Measured, notes: Path) -> None:
         added.inside.append((audit["decision"]["decided_ns"] - audit["admitted_ns"]) / MS - slowest)
         added.waiting.append((audit["admitted_ns"] - sent_ns) / MS)
         added.whole.append((run.came[number] - sent_s) * 1000 - slowest)
+    if len(added.inside) > before:
+        added.inside_p99.append(percentile(added.inside[before:], 0.99))
     added.missing += found.missing
     added.sent_late += run.late
 
@@ -696,6 +699,7 @@ def part_added(options: argparse.Namespace, rate: float, seconds: float, rounds:
     where = "on a core of its own" if own else "on the cores of broker, sender and models"
     title = f"Decider {where}: {rate:g} opportunities a second (target: added inside, p99 at most 5 ms)"
     report(f"decider-added{'' if own else '-shared'}{ending}", title, rows)
+    print(f"added inside, p99 of each round: {', '.join(f'{value:.2f}' for value in added.inside_p99)}")
     print(
         f"missing {added.missing}, not by all three models {added.not_full}, sent late {added.sent_late}, "
         f"at most {added.most_in_flight} calls at a time ({PANELS * 3} allowed)"
