@@ -191,15 +191,17 @@ class Budget:
         shadow: bool = False,
     ) -> list[Reservation | None]:
         """As `reserve` for each (provider, USD) of one opportunity in this order, in one change of the book."""
+        found: list[Reservation | None] = [None] * len(wanted)
         before = 0 if shadow else _up(spent_on_opportunity)
+        if before is None:
+            return found
         asked: dict[int, tuple[int, str, Limits]] = {}
         for place, (provider, amount) in enumerate(wanted):
             cap, pico = self._providers.get(provider), _up(amount)
-            if cap is not None and pico is not None and before is not None and pico <= self._call:
+            if cap is not None and pico is not None and pico <= self._call:
                 limits = Limits(None, self._shadow, cap) if shadow else Limits(self._minute, self._day, cap)
                 asked[place] = pico, provider, limits
-        found: list[Reservation | None] = [None] * len(wanted)
-        if not asked or before is None:
+        if not asked:
             return found
         most = None if shadow else self._opportunity - before
         bookings = self._state.book_all(list(asked.values()), now_ns, shadow=shadow, most=most)

@@ -70,32 +70,31 @@ async def run(
         ready(asked)
     late = False
     ended: dict[Role, RoleRecord] = {}
-    ends = _Ends()
+    changed = asyncio.Event()
 
     async def ask(role: Role) -> None:
         ended[role] = await _record(role, askers[role])
-        ends.tell()  # here, and not when the task is over: a turn of the loop earlier
+        changed.set()  # here, and not when the task is over: a turn of the loop earlier
 
     tasks: list[asyncio.Task[None]] = []
     try:
         for role in asked:
-            tasks.append(asyncio.create_task(ask(role)))
-            if deadline_s > monotonic() - began:
-                await asyncio.sleep(0)  # this question goes out first, and so does what others wait for
-        ends.until(deadline_s - (monotonic() - began))
-        while len(records) < len(askers):
-            new = ended.keys() - records.keys()
-            if not new:
-                if not await ends.next():
-                    late = True
-                    break
-                continue
-            records.update((role, ended[role]) for role in new)
-            arrivals.append(Arrival.trusted(roles=sorted(new), after_ms=_ms(began, monotonic)))
-            if judge.votes_after(arrivals, records, late=False, terms=terms)[1] is not None:
+            if monotonic() - began >= deadline_s:
                 break
+            tasks.append(asyncio.create_task(ask(role)))
+            await asyncio.sleep(0)  # this question goes out first, and so does what others wait for
+        async with asyncio.timeout(deadline_s - (monotonic() - began)):
+            while len(records) < len(askers):
+                await changed.wait()
+                changed.clear()
+                new = ended.keys() - records.keys()
+                records.update((role, ended[role]) for role in new)
+                arrivals.append(Arrival.trusted(roles=sorted(new), after_ms=_ms(began, monotonic)))
+                if judge.votes_after(arrivals, records, late=False, terms=terms)[1] is not None:
+                    break
+    except TimeoutError:
+        late = True
     finally:
-        ends.close()
         running = [task for task in tasks if not task.done()]
         for task in running:
             task.cancel()
@@ -116,44 +115,6 @@ async def _record(role: Role, asker: Asker) -> RoleRecord:
     except Exception as error:
         log.error("a role failed", role=role, error=type(error).__name__)
         return asker.stopped("invalid")
-
-
-class _Ends:
-    """Told that something has ended, and a deadline."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._over = False
-        self._waiter: asyncio.Future[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
-
-    def until(self, seconds: float) -> None:
-        """Set the deadline."""
-        if seconds > 0:
-            self._timer = self._loop.call_later(seconds, self._end)
-        else:
-            self._over = True
-
-    async def next(self) -> bool:
-        """Wait until it is told; False at once or then if the deadline is over."""
-        if not self._over:
-            self._waiter = self._loop.create_future()
-            await self._waiter
-        return not self._over
-
-    def tell(self) -> None:
-        """Something has ended."""
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    def close(self) -> None:
-        """No deadline any more."""
-        if self._timer is not None:
-            self._timer.cancel()
-
-    def _end(self) -> None:
-        self._over = True
-        self.tell()
 
 
 def _ms(began: float, monotonic: Callable[[], float]) -> int:

@@ -284,7 +284,7 @@ class RoleAsker:
         if call is None:
             return
         if call.reserved is not None:
-            self.purse.ended.append((call.reserved, Decimal(0)))
+            self.purse.ended.append((call.reserved, NO_COST))
         if call.reserved is not None or call.refused == "skipped:budget":  # the guards let it through
             choice = call.choice
             self.desk.guards.report(choice.provider, choice.model, "unneeded", self.desk.monotonic())

@@ -207,23 +207,23 @@ class State:
             try:
                 with self._changing() as db:
                     standing = dict(db.execute(_STANDING, (day, second - WINDOW_S, second)))
-                    added, of_second = {mine: 0}, 0
+                    added: dict[str, int] = {mine: 0}
+                    of_second: int | None = None
                     for at, (pico, provider, limits) in enumerate(wanted):
-                        name, more = PROVIDER + provider, 0 if limits.minute is None else pico
+                        name = PROVIDER + provider
                         if (
                             (most is not None and added[mine] + pico > most)
                             or standing.get(mine, 0) + added[mine] + pico > limits.day
                             or standing.get(name, 0) + added.get(name, 0) + pico > limits.provider
-                            or (limits.minute is not None and standing[""] + of_second + more > limits.minute)
+                            or (limits.minute is not None and standing[""] + (of_second or 0) + pico > limits.minute)
                         ):
                             continue
                         granted[at] = True
                         added[mine] += pico
                         added[name] = added.get(name, 0) + pico
-                        of_second += more
-                    if any(
-                        ours and limits.minute is not None for ours, (_, _, limits) in zip(granted, wanted, strict=True)
-                    ):
+                        if limits.minute is not None:
+                            of_second = (of_second or 0) + pico
+                    if of_second is not None:
                         place = second, self._into_second(second, standing.get(None), of_second)
                     if any(granted):
                         db.executemany(
