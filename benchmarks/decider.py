@@ -1,7 +1,8 @@
 """Decider: what it adds to its slowest model, how many decisions it makes without models, whether its memory is flat.
 
 A real broker, the real `arb decide`, and a model server in a process of its own (`decider_driver.py`), which notes for
-each call when the request was whole and when its answer left. Everything is on this machine, under one clock.
+each call when the whole request had arrived in its kernel and when its answer left. Everything is on this machine,
+under one clock.
 
 Added: opportunities of many coins at a steady rate; all three models are needed for each decision, and each takes a
 time drawn between two. "Slowest" is the longest of a decision's three calls, by the server's notes.

@@ -1,8 +1,10 @@
 """The other processes of `decider.py`, each started by it with a case in JSON.
 
 `models`: an OpenAI-compatible endpoint that answers after a drawn time and notes, for each call, when the last byte of
-the request was there and when it let go the answer, by the machine's monotonic clock: what the model itself took.
-Nothing is between it and the socket. At its end it writes its notes as one JSON line each: [role, number, in, out].
+the request was there and when it let go the answer, by the machine's monotonic clock: what the model itself took. There
+means in the kernel, which says when that was (on Linux; elsewhere: when it was read): that this process waits for a
+core beside a broker is what a model takes, and nothing that the one who asked has added. At its end it writes its notes
+as one JSON line each: [role, number, in, out].
 
 `floor`: the least that a decider on Kafka does: read an opportunity and validate it, write a decision of the usual size
 (and its audit, if asked to). The same clients, settings and message classes; nothing is decided.
@@ -14,9 +16,12 @@ at a steady rate. Nothing is decided, checked or paid for, and no Kafka is there
 """
 
 import asyncio
+import contextlib
 import gc
 import json
 import random
+import socket
+import struct
 import sys
 import threading
 import time
@@ -46,25 +51,49 @@ ANSWER = {
 }
 
 
+SO_TIMESTAMPNS = 35
+"""Linux: with what is read comes when its last segment arrived (socket(7)). `socket` has no name for it."""
+
+STAMPED = sys.platform == "linux"
+
+
 # ---------------------------------------------------------------- models
 
 
-class Call(asyncio.Protocol):
+def came_at_ns(words: list[tuple[int, int, bytes]]) -> int:
+    """When the last of what was read arrived, by the monotonic clock; now, where the kernel does not say."""
+    now_ns = time.monotonic_ns()
+    for level, kind, data in words:
+        if level == socket.SOL_SOCKET and kind == SO_TIMESTAMPNS:
+            seconds, nanoseconds = struct.unpack("qq", data)
+            return int(seconds * 1_000_000_000 + nanoseconds) - (time.time_ns() - now_ns)
+    return now_ns
+
+
+class Call:
     """One connection: requests one after the other, as clients of models send them."""
 
     notes: list[tuple[str, int, int, int]]
     span_s: tuple[float, float]
     draw: random.Random
 
-    def __init__(self) -> None:
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
         self._held = b""
-        self._transport: asyncio.Transport | None = None
+        connection.setblocking(False)
+        if STAMPED:
+            connection.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
+        asyncio.get_running_loop().add_reader(connection, self._read)
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-
-    def data_received(self, data: bytes) -> None:
+    def _read(self) -> None:
+        try:
+            data, words, _, _ = self._connection.recvmsg(1 << 20, 64 if STAMPED else 0)
+        except OSError:
+            data, words = b"", []
+        if not data:
+            asyncio.get_running_loop().remove_reader(self._connection)
+            self._connection.close()
+            return
         self._held += data
         head, found, rest = self._held.partition(b"\r\n\r\n")
         if not found:
@@ -76,7 +105,7 @@ class Call(asyncio.Protocol):
                 length = int(value)
         if len(rest) < length:
             return
-        came_ns = time.monotonic_ns()
+        came_ns = came_at_ns(words)
         self._held = rest[length:]
         if head.startswith(b"GET"):
             self._write({"object": "list", "data": []})
@@ -104,9 +133,9 @@ class Call(asyncio.Protocol):
     def _write(self, document: dict[str, Any]) -> int:
         body = orjson.dumps(document)
         head = f"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
-        assert self._transport is not None
         at_ns = time.monotonic_ns()
-        self._transport.write(head.encode() + body)
+        with contextlib.suppress(OSError):  # a client that has gone
+            self._connection.send(head.encode() + body)
         return at_ns
 
 
@@ -118,8 +147,10 @@ def models(case: dict[str, Any]) -> None:
     Call.span_s = (case["latency_ms"][0] / 1000, case["latency_ms"][1] / 1000)
 
     async def serve(stop: asyncio.Event) -> None:
-        server = await asyncio.get_running_loop().create_server(Call, "127.0.0.1", 0)
-        port = server.sockets[0].getsockname()[1]
+        server = socket.create_server(("127.0.0.1", 0))
+        server.setblocking(False)
+        asyncio.get_running_loop().add_reader(server, lambda: Call(server.accept()[0]))
+        port = server.getsockname()[1]
         print(json.dumps({"base_url": f"http://127.0.0.1:{port}/v1"}), flush=True)
         await stop.wait()
         server.close()
