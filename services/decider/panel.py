@@ -23,8 +23,8 @@ class Asker(Protocol):
     async def ask(self) -> RoleRecord:
         """The role's answer or abstention. Never raises but CancelledError."""
 
-    def barred(self) -> bool:
-        """Whether it is certain to abstain, without a call."""
+    def abstention(self) -> RoleRecord | None:
+        """Its record if it may not ask any model now; else None, and nothing is done."""
 
     def stopped(self, outcome: str) -> RoleRecord:
         """After a cancellation: the record, with `late` or `unneeded` for the call that was cut off."""
@@ -56,11 +56,11 @@ async def run(
     records: dict[Role, RoleRecord] = {}
     arrivals: list[Arrival] = []
     # Who is certain to abstain does so first: if that decides (no risk role, no execution), nobody else is paid.
-    barred = sorted(role for role, asker in askers.items() if asker.barred())
-    for role in barred:
-        records[role] = await askers[role].ask()
-    if barred:
-        arrivals.append(Arrival.trusted(roles=barred, after_ms=_ms(began, monotonic)))
+    for role in sorted(askers):
+        if (found := _abstention(role, askers[role])) is not None:
+            records[role] = found
+    if records:
+        arrivals.append(Arrival.trusted(roles=sorted(records), after_ms=_ms(began, monotonic)))
         if judge.votes_after(arrivals, records, late=False, terms=terms)[1] is not None:
             rest = {role: asker.stopped("unneeded") for role, asker in askers.items() if role not in records}
             return PanelResult({**records, **rest}, arrivals, False, _ms(began, monotonic))
@@ -108,13 +108,24 @@ async def run(
     return PanelResult(records, arrivals, late, elapsed_ms)
 
 
+def _abstention(role: Role, asker: Asker) -> RoleRecord | None:
+    try:
+        return asker.abstention()
+    except Exception as error:
+        return _failed(role, asker, error)
+
+
 async def _record(role: Role, asker: Asker) -> RoleRecord:
-    """The record. An asker that raises has a fault: its role abstains. Only its kind is told: words can hold keys."""
     try:
         return await asker.ask()
     except Exception as error:
-        log.error("a role failed", role=role, error=type(error).__name__)
-        return asker.stopped("invalid")
+        return _failed(role, asker, error)
+
+
+def _failed(role: Role, asker: Asker, error: Exception) -> RoleRecord:
+    """An asker that raises has a fault: its role abstains. Only its kind is told: words can hold keys."""
+    log.error("a role failed", role=role, error=type(error).__name__)
+    return asker.stopped("invalid")
 
 
 def _ms(began: float, monotonic: Callable[[], float]) -> int:

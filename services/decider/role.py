@@ -150,14 +150,20 @@ class RoleAsker:
         assert best is not None
         return self._record(best)
 
-    def barred(self) -> bool:
-        """Whether no model of the chain may be asked now: then `ask` comes back at once, with an abstention."""
-        desk = self.desk
-        return all(
-            not desk.models.has(choice.provider)
-            or desk.guards.state(choice.provider, choice.model, desk.monotonic()) in ("disabled", "open", "waiting")
-            for choice, _ in self._chain
-        )
+    def abstention(self) -> RoleRecord | None:
+        """The record of a role whose chain has no model that may be asked now; else None, and nothing is taken."""
+        desk, now_s = self.desk, self.desk.monotonic()
+        for choice, _ in self._chain:
+            if desk.models.has(choice.provider):
+                state = desk.guards.state(choice.provider, choice.model, now_s)
+                if state not in ("disabled", "open", "waiting"):
+                    return None
+        for choice, via in self._chain:
+            call = self._admitted(choice, via, now_s)  # as of that moment: a cool-down may end in this very one
+            self._calls.append(call)
+            assert call.refused is not None
+            self._ended(call, CallResult(call.refused))
+        return self._record(self._calls[-1])
 
     def stopped(self, outcome: str) -> RoleRecord:
         """The record after a cancellation: a call that was cut off may be billed all the same, so its money stands."""
@@ -239,7 +245,7 @@ class RoleAsker:
         desk = self.desk
         call = self._ready
         if call is None:
-            call = self._admitted(choice, via)
+            call = self._admitted(choice, via, desk.monotonic())
             _pay(desk, self.purse, [call])
         self._ready = None
         call.began = desk.monotonic()
@@ -265,17 +271,17 @@ class RoleAsker:
             limits.append(left_s)
         return min(limits, default=None)
 
-    def _admitted(self, choice: ModelChoice, via: Via) -> _Call:
+    def _admitted(self, choice: ModelChoice, via: Via, now_s: float) -> _Call:
         """The call, with why it may not be made or what it can cost: to be paid for before it is made."""
         desk = self.desk
-        call = _Call(choice, via, desk.monotonic())
+        call = _Call(choice, via, now_s)
         if not desk.models.has(choice.provider):
             call.refused = "skipped:disabled"
             return call
         model, text = desk.settings.models[choice.model], self._text
         call.amount = money.worst_case(model, text, _day(desk.clock()))  # before the guards: they want to hear the end
         tokens = money.estimated_tokens(text) + model.max_out
-        call.refused = desk.guards.refuses(choice.provider, choice.model, tokens, desk.monotonic())
+        call.refused = desk.guards.refuses(choice.provider, choice.model, tokens, now_s)
         return call
 
     def _send_back(self) -> None:
@@ -381,7 +387,7 @@ def make_ready(askers: Sequence[RoleAsker]) -> None:
     """
     for asker in askers:
         with contextlib.suppress(Exception):  # it comes again when it asks: then its role abstains
-            asker._ready = asker._admitted(*asker._chain[0])
+            asker._ready = asker._admitted(*asker._chain[0], asker.desk.monotonic())
     if askers:
         _pay(askers[0].desk, askers[0].purse, [asker._ready for asker in askers if asker._ready is not None])
 
@@ -412,13 +418,13 @@ class NoModel:
 
     role: Role
 
-    def barred(self) -> bool:
+    def abstention(self) -> RoleRecord:
         """Always."""
-        return True
+        return self.stopped("skipped:disabled")
 
     async def ask(self) -> RoleRecord:
-        """An abstention."""
-        return self.stopped("skipped:disabled")
+        """The same."""
+        return self.abstention()
 
     def stopped(self, outcome: str) -> RoleRecord:
         """An abstention."""

@@ -31,8 +31,8 @@ class Scripted:
     def stopped(self, outcome):
         return record(self.role, outcome)
 
-    def barred(self):
-        return False
+    def abstention(self):
+        return None
 
 
 @pytest.fixture
@@ -92,6 +92,15 @@ async def test_i4_at_the_deadline_it_is_back_and_what_hangs_is_late(terms):
     assert result.late
     assert outcomes(result) == {"sentiment": "ok", "risk": "late", "volatility": "late"}
     assert 0.2 <= took_s < 2.0, "the deadline, with room for a busy machine"
+
+
+@pytest.mark.parametrize("where", ["abstention", "ask"])
+async def test_an_asker_with_a_fault_abstains(terms, where, monkeypatch):
+    faulty = Scripted("volatility")
+    monkeypatch.setattr(faulty, where, lambda: 1 / 0)
+    result, verdict, _ = await run(terms, volatility=faulty)
+    assert outcomes(result) == {"sentiment": "ok", "risk": "ok", "volatility": "invalid"}
+    assert verdict.outcome == "execute"
 
 
 async def test_without_any_answer_it_holds(terms):

@@ -110,6 +110,21 @@ async def test_an_open_breaker_goes_to_the_fallback_without_a_call(bench):
     assert names(made) == [OTHER.model]
 
 
+async def test_who_may_ask_nobody_abstains_at_once_though_a_cool_down_ends_meanwhile(bench):
+    made = bench(guards={"consecutive": 1, "cooldown_s": 5.0})
+    began_s = made.desk.monotonic()
+    choice = made.desk.settings.roles["risk"]
+    assert asker(made).abstention() is None
+    for one in (choice, OTHER):
+        made.desk.guards.report(one.provider, one.model, "server", began_s)
+    asked, looks = asker(made), iter((began_s + 4.9, *(began_s + 60.0,) * 99))
+    object.__setattr__(made.desk, "monotonic", lambda: next(looks))
+    record = asked.abstention()
+    assert [record.outcome, *(other.outcome for other in record.others)] == ["skipped:breaker"] * 2
+    assert made.models.asked == []
+    assert made.desk.guards.refuses(choice.provider, choice.model, 1, began_s + 60.0) is None  # nothing was taken
+
+
 async def test_no_call_is_made_without_money_and_the_guards_know(bench):
     made = bench(max_day_usd=Decimal(0))
     record = await asker(made).ask()
