@@ -28,6 +28,7 @@ log = structlog.get_logger()
 
 READ = [*topics.tick_topics(), topics.FX_RATES]
 EVENTS = [topics.OPPORTUNITIES, topics.REJECTIONS, topics.OUTCOMES]
+FLUSH_S = 2.0
 
 
 def health() -> Health:
@@ -51,14 +52,18 @@ def main(settings: Settings, health: Health) -> None:
     now_ms = int(time.time() * 1000)
     config = kafka.tick_consumer(settings.kafka, "detector", GROUP)
     member = kafka.statistics_of(config)
+
+    def read_open() -> Sequence[kafka.Record]:
+        publisher.flush(FLUSH_S)  # what is on its way from here is to be found, too
+        since_ms = int(time.time() * 1000) - ADOPT_MS
+        return kafka.read_range(
+            kafka.reader(settings.kafka, "detector"), [topics.OPPORTUNITIES, topics.OUTCOMES], since_ms
+        )
+
     detector = Detector(
         Engine(settings, owned=lambda base: False),  # until the group gives us some
         publisher,
-        lambda: kafka.read_range(
-            kafka.reader(settings.kafka, "detector"),
-            [topics.OPPORTUNITIES, topics.OUTCOMES],
-            int(time.time() * 1000) - ADOPT_MS,
-        ),
+        read_open,
         lambda record, error: kafka.dead_letter(publisher, record, group=GROUP, stage="decode", error=error),
         persistence_ms=settings.detector.persistence_ms,
         beat=health.beat,
@@ -78,8 +83,9 @@ def main(settings: Settings, health: Health) -> None:
         ticks = kafka.TicksReader(config, topics.tick_topics(), BACK_MS, detector.on_owned)
         stack.callback(ticks.close)
         detector.run(ticks, others, stop)
-        publisher.flush(2.0)
+        publisher.flush(FLUSH_S)
         detector.release()  # before the group is left: the next owner looks for what is missing
+        publisher.flush(FLUSH_S)
 
 
 def bridge_numbers(settings: Settings) -> set[int]:

@@ -1,6 +1,7 @@
 """The detector's shell: one thread that owns both consumers, feeds the engine and publishes what comes out."""
 
 import functools
+import itertools
 import threading
 import time
 from collections import defaultdict, deque
@@ -316,8 +317,9 @@ class Detector:
                 newest[message.opportunity_id] = message
                 if message.phase == "opened":
                     opened.append(message)
-        for identity, edges in self._untaken.items():
-            published[identity].update(edge.delay_ms for edge in edges)
+        for edge in (*itertools.chain(*self._untaken.values()), *(event for event, _ in self._ready)):
+            if isinstance(edge, DelayedEdge):  # computed here, and not there yet
+                published[edge.opportunity_id].add(edge.delay_ms)
         for opportunity in opened:
             self._engine.expect(opportunity, published[opportunity.opportunity_id])
         self._take_back()
