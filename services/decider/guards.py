@@ -55,6 +55,7 @@ class _Model:
     breaker: Breaker
     bad_requests: int = 0  # since the last request that was understood
     disabled: bool = False
+    quota_until_s: float = -math.inf
 
 
 class Guards:
@@ -90,7 +91,7 @@ class Guards:
         its, this = self._provider(provider), self._model(provider, model)
         if its.key_refused or this.disabled:
             return "skipped:disabled"
-        if now_s < its.quota_until_s or not this.breaker.allows(now_s):
+        if now_s < max(its.quota_until_s, this.quota_until_s) or not this.breaker.allows(now_s):
             return "skipped:breaker"
         if now_s < its.not_before_s:
             return "skipped:not_before"
@@ -134,16 +135,18 @@ class Guards:
         if outcome in UNDERSTOOD:
             this.bad_requests = 0
         match outcome:
-            case "auth" | "quota" if alone:
+            case "auth" if alone:
                 told, this.disabled = this.disabled, True
-                words = "this key may not use it" if outcome == "auth" else "its quota is used up"
-                return None if told else f"{model} at {provider}: {words}; it is not asked until the next start"
+                words = "this key may not use it; it is not asked until the next start"
+                return None if told else f"{model} at {provider}: {words}"
+            case "quota" if alone:  # another role may play with this model: it comes back as a provider does
+                return self._out_of_quota(f"{model} at {provider}", "it is not", this, now_s)
             case "rate_limited" if alone:
                 return None
             case "auth":
                 return self._refuse_key(provider, its)
             case "quota":
-                return self._out_of_quota(provider, its, now_s)
+                return self._out_of_quota(provider, "none of its models is", its, now_s)
             case "bad_request":
                 return self._bad_request(provider, model, this)
             case "rate_limited":
@@ -157,7 +160,7 @@ class Guards:
         its, this = self._provider(provider), self._model(provider, model)
         if its.key_refused or this.disabled:
             return "disabled"
-        if now_s < its.quota_until_s:
+        if now_s < max(its.quota_until_s, this.quota_until_s):
             return State.OPEN.value
         state = this.breaker.state(now_s)
         if state == State.CLOSED and now_s < its.not_before_s:
@@ -170,12 +173,10 @@ class Guards:
         its.key_refused = True
         return f"{provider}: it refuses the key; none of its models is asked until a start with a good one"
 
-    def _out_of_quota(self, provider: str, its: _Provider, now_s: float) -> str | None:
+    def _out_of_quota(self, name: str, who: str, its: _Provider | _Model, now_s: float) -> str | None:
         known = now_s < its.quota_until_s
         its.quota_until_s = now_s + self._guards.quota_s
-        if known:
-            return None
-        return f"{provider}: quota or balance used up; none of its models is asked for {self._guards.quota_s:g} s"
+        return None if known else f"{name}: quota or balance used up; {who} asked for {self._guards.quota_s:g} s"
 
     def _bad_request(self, provider: str, model: str, this: _Model) -> str | None:
         this.bad_requests += 1

@@ -79,6 +79,23 @@ def test_without_quota_the_provider_is_not_asked_for_ten_minutes(guards, configu
     assert guards.refuses(P, M, 100, end) == "skipped:breaker"
 
 
+def test_a_candidate_without_quota_holds_up_its_own_model_only_and_for_as_long(guards, configured):
+    assert guards.refuses(P, M, 100, T0) is None
+    words = guards.report(P, M, "quota", T0, alone=True)
+    assert words == f"{M} at openai: quota or balance used up; it is not asked for 600 s"
+    end = T0 + configured.guards.quota_s
+    assert (guards.refuses(P, M, 100, end - 0.001), guards.state(P, M, end - 0.001)) == ("skipped:breaker", "open")
+    assert guards.refuses(P, "another", 100, T0) is None
+    assert (guards.refuses(P, M, 100, end), guards.state(P, M, end)) == (None, "closed")
+
+
+def test_a_key_that_may_not_use_a_candidate_is_good_for_the_others(guards):
+    assert guards.refuses(P, M, 100, T0) is None
+    assert "this key may not use it" in guards.report(P, M, "auth", T0, alone=True)
+    assert guards.report(P, M, "auth", T0, alone=True) is None, "told once"
+    assert (guards.refuses(P, M, 100, T0 + 1e9), guards.refuses(P, "another", 100, T0)) == ("skipped:disabled", None)
+
+
 def test_quota_reported_by_several_calls_at_once_is_told_once(guards):
     assert all(guards.refuses(P, M, 100, T0) is None for _ in range(3))
     assert [guards.report(P, M, "quota", T0) is not None for _ in range(3)] == [True, False, False]
