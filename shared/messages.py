@@ -444,6 +444,8 @@ class Panel(Message):
 class Decision(Message):
     """The answer to one opportunity: what to do, and every step that led there.
 
+    `buy` to `profit_usd`, `detected_ns`, `expires_ns`: of `execute` those of the opportunity's newest state, which the
+    last check has passed; else those that were judged.
     `cached_from`: the decision whose panel's answers were used again (`mode` "cached").
     """
 

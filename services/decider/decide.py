@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from services.decider import judge, panel, prompt, rules
-from services.decider.judge import Case, Terms
+from services.decider.judge import Case, Reason, Terms
 from services.decider.role import Desk, NoModel, Purse, RoleAsker, make_ready, on_trial
 from services.decider.scoring import ROLES
 from shared import metrics
@@ -99,7 +99,7 @@ class Decider:
     def quick(self, opportunity: Opportunity, raw: bytes | None = None) -> Case | None:
         """The case, if no model need be asked; else None. `raw`: the message as it was read, for the audit."""
         case = self._admitted(opportunity, raw, superseded=False)
-        return case if self._stopped(case) else None
+        return case if self._stopped(case) or case.cached_from is not None else None
 
     async def consider(self, opportunity: Opportunity, raw: bytes | None = None) -> Case:
         """The case, by the panel or by what it said a moment ago; at most the panel's deadline from its turn on.
@@ -113,7 +113,7 @@ class Decider:
         try:
             async with self._panels:
                 case = self._admitted(opportunity, raw, superseded=self._newest.superseded(opportunity))
-                if not self._stopped(case) and not self._from_cache(case, route):
+                if not (self._stopped(case) or case.cached_from is not None or self._from_cache(case, route)):
                     await self._ask(case)
                     self._keep(case, route)
             return case
@@ -145,8 +145,12 @@ class Decider:
         )
 
     def _stopped(self, case: Case) -> bool:
+        """Whether nobody need be asked; where only the time for it is missing, what was said a moment ago counts."""
         case.checked = rules.check(case.opportunity, self._desk.settings)
-        return judge.admit(case, case.checked, self._of(case)) is not None
+        stopped = judge.admit(case, case.checked, self._of(case))
+        if stopped is None:
+            return False
+        return stopped.reason != Reason.NO_TIME or not self._from_cache(case, judge.route_of(case.opportunity))
 
     def _of(self, case: Case) -> Terms:
         return case.terms or self._terms

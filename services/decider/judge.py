@@ -42,6 +42,9 @@ AHEAD_NS = 2_000 * MS
 NOT_OF_THE_PANEL = {"state_file", "weights_file", "kill_switch", "probe", "ping_s"}
 """Settings of `[decider]` that change no decision."""
 
+OF_AN_ANSWER = {"name", "structured", "token_param", "request", "request_if_refused", "max_out", "timeout_ms"}
+"""Settings of a model that may change what it answers."""
+
 
 class Reason(StrEnum):
     """What a decision rests on. Closed list; the panel's own reasons are those of `scoring.Why`."""
@@ -84,14 +87,17 @@ class Terms:
         prompts = {role: prompt.load(chosen.prompt) for role, chosen in settings.roles.items()}
         for role, found in prompts.items():
             prompt.require_role(found, role, found.name)
+        asked = {choice.model for chosen in settings.roles.values() for _, choice in chosen.choices()}
         parts = {
             "roles": {role: chosen.model_dump(mode="json") for role, chosen in settings.roles.items()},
+            "models": {name: settings.models[name].model_dump(mode="json", include=OF_AN_ANSWER) for name in asked},
             "prompts": {role: found.sha256 for role, found in prompts.items()},
             "contributions": scoring.WEIGHTS_VERSION,
             "weights": None if weights is None else weights.digest(),
             "decider": settings.decider.model_dump(mode="json", exclude=NOT_OF_THE_PANEL),
             "watched": {name: sorted(exchange.symbols) for name, exchange in settings.exchanges.items()},
             "sanity_cap_bps": str(settings.detector.sanity_cap_bps),
+            "max_book_age_ms": settings.detector.max_book_age_ms,
             "max_notional_usd": str(settings.detector.max_notional_usd),
         }
         version = hashlib.sha256(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)).hexdigest()[:8]
@@ -295,7 +301,8 @@ def _decision(
     count: Count,
     terms: Terms,
 ) -> Decision:
-    opportunity = case.opportunity
+    # `execute` is about what the last check has seen: the size that was there when it opened may be gone.
+    facts = case.newest or case.opportunity if outcome == "execute" else case.opportunity
     records = [case.records[role] for role in ROLES if role in case.records] if case.records else []
     panel = terms.no_panel
     if records or case.deadline_ms or case.elapsed_ms:
@@ -306,9 +313,9 @@ def _decision(
             cost_usd=sum((cost_of(record) for record in records), Decimal(0)),
         )
     return Decision.trusted(  # of parts that are valid: validating them again is half of a decision's time
-        decision_id=terms.decision_id(opportunity.opportunity_id),
-        opportunity_id=opportunity.opportunity_id,
-        base=opportunity.base,
+        decision_id=terms.decision_id(case.opportunity.opportunity_id),
+        opportunity_id=case.opportunity.opportunity_id,
+        base=case.opportunity.base,
         outcome=outcome,
         mode=mode,
         reason=reason.value,
@@ -318,14 +325,14 @@ def _decision(
         rules=checked,
         roles=records,
         panel=panel,
-        buy=opportunity.buy,
-        sell=opportunity.sell,
-        size=opportunity.size,
-        net_bps=opportunity.net_bps,
-        profit_usd=opportunity.profit_usd,
-        detected_ns=opportunity.detected_ns,
+        buy=facts.buy,
+        sell=facts.sell,
+        size=facts.size,
+        net_bps=facts.net_bps,
+        profit_usd=facts.profit_usd,
+        detected_ns=facts.detected_ns,
         decided_ns=case.decided_ns,
-        expires_ns=opportunity.expires_ns,
+        expires_ns=facts.expires_ns,
         cached_from=case.cached_from,
     )
 

@@ -14,6 +14,7 @@ class Code(StrEnum):
     SANITY = "sanity"  # net edge above detector.sanity_cap_bps: bad data more often than profit
     SILENT = "silent"  # a leg's proof of life is older than decider.max_silence_ms
     SKEW = "skew"  # the legs' proofs of life differ by more than decider.max_skew_ms
+    AGE = "age"  # a leg's book has not changed for detector.max_book_age_ms
     LIMIT = "limit"  # notional above detector.max_notional_usd
 
 
@@ -33,6 +34,7 @@ def check(opportunity: Opportunity, settings: Settings) -> Rules:
         net_bps > detector.sanity_cap_bps,
         max(buy_ms, sell_ms) > decider.max_silence_ms,
         abs(buy_ms - sell_ms) > decider.max_skew_ms,
+        max(opportunity.buy.book_age_ms, opportunity.sell.book_age_ms) > detector.max_book_age_ms,
         opportunity.notional_usd > detector.max_notional_usd,
     )
     if not any(broken):

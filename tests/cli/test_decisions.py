@@ -211,6 +211,8 @@ does not reach the threshold.
    last proof of life 20 ms on binance, 140 ms on okx before: at most 2,000
    (decider.max_silence_ms): passes
    skew between them 120 ms: at most 2,000 (decider.max_skew_ms): passes
+   the older book last changed 120 ms before: at most 30,000
+   (detector.max_book_age_ms): passes
    value 49,999.37 USD: at most 50,000 USD (detector.max_notional_usd): passes
 
 3. the panel: asked, 874 of 1,500 ms taken
@@ -463,6 +465,16 @@ def test_an_id_of_either_kind_or_its_beginning_finds_all_there_is():
     decision_id = about().decision.decision_id
     for identity in (decision_id, OPPORTUNITY, decision_id[:8], OPPORTUNITY[:6].upper()):
         assert dossier(everything(), identity, NOW_NS + 5000 * MS) == about()
+
+
+def test_a_decision_to_execute_shows_what_was_judged_and_what_was_published():
+    newest = opportunity(phase="updated", size="0.001", net_bps="21", detected_ns=NOW_NS + 300 * MS)
+    audit = audit_of(yes(newest=newest))
+    text = shown(Dossier(audit.decision, audit), 10_000)
+    assert "BTC: EXECUTE" in text
+    assert "was worth 21.00 bps net" in text
+    assert "buy 0.74685 BTC on binance" in text, "step 1 has the numbers that were judged"
+    assert "published with its newest numbers: 0.001 BTC, 21.00 bps net" in text
 
 
 def test_a_whole_id_is_looked_for_in_the_newest_first():

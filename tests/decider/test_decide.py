@@ -68,6 +68,25 @@ async def test_a_leg_that_is_silent_or_skewed_holds(workbench, opportunity):
     assert (decision.outcome, decision.rules.codes) == ("hold", ["silent", "skew"])
 
 
+async def test_a_book_that_has_not_changed_for_long_holds(workbench, opportunity):
+    bench = workbench()
+    leg = opportunity().sell.model_dump() | {"book_age_ms": bench.desk.settings.detector.max_book_age_ms + 1}
+    decision = await bench.decide(opportunity(sell=leg))
+    assert (decision.outcome, decision.rules.codes, bench.models.asked) == ("hold", ["age"], [])
+
+
+async def test_executed_is_what_is_there_when_the_panel_has_spoken(workbench, opportunity):
+    bench = workbench()
+    opened = opportunity()
+    case = await bench.decider.consider(opened)
+    later = {"phase": "updated", "detected_ns": bench.clock.now_ns, "expires_ns": opened.expires_ns + 2_000 * MS}
+    bench.newest.take(opportunity(size="0.001", net_bps="20", profit_usd="0.02", **later), bench.clock())
+    decision = bench.decider.conclude(case)
+    assert (decision.outcome, decision.size, decision.net_bps) == ("execute", Decimal("0.001"), 20)
+    assert (decision.detected_ns, decision.expires_ns) == (later["detected_ns"], later["expires_ns"])
+    assert case.opportunity is opened, "the audit has both"
+
+
 async def test_a_name_outside_the_settings_is_rejected_unasked(workbench, opportunity):
     bench = workbench()
     leg = opportunity().buy.model_dump() | {"exchange": "mtgox"}
@@ -265,6 +284,21 @@ async def test_the_same_gap_again_within_a_moment_uses_the_same_answers(workbenc
     fresh = {"opened_ns": bench.clock.now_ns - MS, "detected_ns": bench.clock.now_ns - MS}
     late = await bench.decide(opportunity(opportunity_id="d" * 32, expires_ns=bench.clock.now_ns + 5_000 * MS, **fresh))
     assert late.mode == "full"
+
+
+@pytest.mark.parametrize("way", ["at once", "in its turn"])
+async def test_with_no_time_for_the_panel_what_it_said_a_moment_ago_counts(workbench, opportunity, way):
+    bench = workbench(verdict_ttl_ms=3_000)
+    first = await bench.decide(opportunity())
+    bench.clock.now_ns += 1_000 * MS
+    brief = {"detected_ns": bench.clock.now_ns - MS, "expires_ns": bench.clock.now_ns + 200 * MS}
+    again = opportunity(opportunity_id="b" * 32, **brief)
+    bench.newest.take(again, bench.clock())
+    case = bench.decider.quick(again) if way == "at once" else await bench.decider.consider(again)
+    decision = bench.decider.conclude(case)
+    assert (decision.outcome, decision.mode, decision.cached_from) == ("execute", "cached", first.decision_id)
+    other = bench.decider.quick(opportunity(opportunity_id="c" * 32, net_bps="60", **brief))
+    assert bench.decider.conclude(other).reason == "no_time"
 
 
 async def test_answers_of_a_panel_in_which_something_failed_are_not_used_again(workbench, opportunity):

@@ -83,7 +83,13 @@ def cases(draw, answered: bool = False):
     order = draw(st.permutations(ROLES))
     come = 3 if answered else draw(st.integers(0, 3))
     newest_changes = draw(
-        st.sampled_from([{}, {"phase": "closed"}, {"net_bps": "1"}, {"expires_ns": NOW_NS}, {"profit_usd": "0"}])
+        st.sampled_from(
+            [
+                {},
+                *({"phase": "closed"}, {"net_bps": "1"}, {"expires_ns": NOW_NS}, {"profit_usd": "0"}),
+                {"phase": "updated", "size": "0.001", "net_bps": "20", "expires_ns": NOW_NS + 9_000 * MS},
+            ]
+        )
     )
     return {
         "given": given,
@@ -152,7 +158,9 @@ def test_i1_i3_i6_i8_of_any_case(opportunity, drawn):
         assert decision.rules.result == "pass"
         assert rules.check(case.newest, terms.settings).result == "pass"
         assert case.newest.phase != "closed"
-        assert case.decided_ns < case.newest.expires_ns
+        assert case.decided_ns < decision.expires_ns == case.newest.expires_ns
+        for name in ("buy", "sell", "size", "net_bps", "profit_usd", "detected_ns"):
+            assert getattr(decision, name) == getattr(case.newest, name), "it is for what the last check has seen"
         assert not case.killed
         assert terms is PLAIN or decision.p_low >= 0.5
     assert decision.panel.cost_usd == sum(found.cost_usd for found in decision.roles)
@@ -225,14 +233,23 @@ def test_a_panel_of_other_settings_prompts_or_weights_is_another_version(configu
     def changed(**decider):
         return configured.model_copy(update={"decider": configured.decider.model_copy(update=decider)})
 
+    def of_risk(**model):
+        name = configured.roles["risk"].model
+        models = configured.models | {name: configured.models[name].model_copy(update=model)}
+        return configured.model_copy(update={"models": models})
+
     versions = [
         Terms.of(configured).version,
         Terms.of(changed(threshold=700)).version,
         Terms.of(changed(min_net_bps=Decimal(6))).version,
         Terms.of(configured, weights(0.2)).version,
         Terms.of(configured, weights(0.1)).version,
+        Terms.of(of_risk(name="gemini-3.5-flash-lite-002")).version,
+        Terms.of(of_risk(max_out=300)).version,
+        Terms.of(of_risk(request={"temperature": 1})).version,
     ]
     assert len(set(versions)) == len(versions)
+    assert Terms.of(of_risk(p95_ms=1)).version == versions[0], "when it is hedged is no matter"
     assert Terms.of(changed(state_file="/x", ping_s=1)).version == versions[0], (
         "which file holds the money is no matter"
     )

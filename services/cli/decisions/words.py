@@ -21,6 +21,7 @@ from shared.messages import (
     Decision,
     DelayedEdge,
     Leg,
+    Opportunity,
     Question,
     Role,
     RoleAnswer,
@@ -219,6 +220,11 @@ class _Told:
     audit: Audit | None
     terms: Terms
 
+    @property
+    def facts(self) -> Decision | Opportunity:
+        """The numbers that were judged; those of a decision to execute are of the last check."""
+        return self.decision if self.audit is None else self.audit.opportunity
+
     def headline(self) -> str:
         d = self.decision
         return (
@@ -240,7 +246,7 @@ class _Told:
     # -------------------------------------------- 1
 
     def detected(self) -> Step:
-        d, audit = self.decision, self.audit
+        d, audit = self.facts, self.audit
         lines = []
         if audit is None:
             lines.append(f"this state of it was published {moment(d.detected_ns)}; void after {moment(d.expires_ns)}")
@@ -266,7 +272,7 @@ class _Told:
         return f" on {o.notional_usd:,.2f} USD; the tops of the books alone {bps(o.naive_bps)} bps{loop}"
 
     def _orders(self) -> list[str]:
-        d = self.decision
+        d = self.facts
         legs = None if self.audit is None else self.audit.opportunity.legs
         if legs:
             return [_order(leg.side, leg, leg.size) for leg in legs]
@@ -286,8 +292,9 @@ class _Told:
     # -------------------------------------------- 2
 
     def rules(self) -> Step:
-        d, decider, detector = self.decision, self.terms.settings.decider, self.terms.settings.detector
-        ages = d.buy.alive_age_ms, d.sell.alive_age_ms
+        d, decider, detector = self.facts, self.terms.settings.decider, self.terms.settings.detector
+        ages, looked = (d.buy.alive_age_ms, d.sell.alive_age_ms), self.decision.rules
+        book_ms = max(d.buy.book_age_ms, d.sell.book_age_ms)
         notional = "not recorded" if self.audit is None else f"{self.audit.opportunity.notional_usd:,.2f} USD"
         each = {
             Code.NO_PROFIT: f"size {plain(d.size)} {d.base}, profit {d.profit_usd:,.2f} USD: both above 0",
@@ -301,13 +308,17 @@ class _Told:
                 f"skew between them {abs(ages[0] - ages[1]):,} ms: at most {decider.max_skew_ms:,} "
                 "(decider.max_skew_ms)"
             ),
+            Code.AGE: (
+                f"the older book last changed {book_ms:,} ms before: at most {detector.max_book_age_ms:,} "
+                "(detector.max_book_age_ms)"
+            ),
             Code.LIMIT: f"value {notional}: at most {detector.max_notional_usd:,f} USD (detector.max_notional_usd)",
         }
-        broken = set(d.rules.codes)
+        broken = set(looked.codes)
         lines = [Line(f"{text}: {_passes(code.value not in broken)}") for code, text in each.items()]
         unknown = sorted(broken - {code.value for code in Code})
         lines += [Line(f"{code}: FAILS") for code in unknown]
-        title = f"the rules: {d.rules.result}{listed(d.rules.codes)}"
+        title = f"the rules: {looked.result}{listed(looked.codes)}"
         return Step("rules", title, tuple(lines))
 
     # -------------------------------------------- 3
@@ -466,6 +477,8 @@ class _Told:
             f"decision {d.decision_id}",
             f"opportunity {d.opportunity_id} (arb explain has its numbers)",
         ]
+        if self.audit is not None and self.audit.newest is not None and d.outcome == "execute":
+            lines.insert(1, f"published with its newest numbers: {plain(d.size)} {d.base}, {bps(d.net_bps)} bps net")
         if self.audit is not None and d.panel.version == self.terms.version and not self.problems():
             lines.append("its record judged again with the settings of now: the same, byte for byte")
         return Step("outcome", f"the outcome: {d.outcome.upper()}", tuple(map(Line, lines)))
