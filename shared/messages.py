@@ -639,17 +639,20 @@ TICK_KINDS: dict[type[Tick], str] = {
 _TICK = msgspec.json.Decoder(Tick)
 
 
-class _Decided(msgspec.Struct, tag_field="kind", tag="decision"):
+class Decided(msgspec.Struct, tag_field="kind", tag="decision"):
+    """What of a `decision` says that there is one: its opportunity, and whether models were asked (`mode`)."""
+
     opportunity_id: str
+    mode: str
 
 
-_DECIDED = msgspec.json.Decoder(_Decided)
+_DECIDED = msgspec.json.Decoder(Decided)
 
 
-def decided_opportunity(value: bytes | None) -> str | None:
+def read_decided(value: bytes | None) -> Decided | None:
     """Which opportunity a `decision` is about; None: the value is none. For a tail of hundreds of thousands."""
     try:
-        return _DECIDED.decode(value or b"").opportunity_id
+        return _DECIDED.decode(value or b"")
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
 

@@ -12,13 +12,15 @@ import threading
 import time
 from collections.abc import Callable, Coroutine
 from types import TracebackType
-from typing import Any, NoReturn, TextIO, cast
+from typing import Any, NoReturn, TextIO, TypeVar, cast
 
 import structlog
 
 from shared import secrets
 from shared.errors import ArbiterError
 from shared.settings import LogSettings
+
+T = TypeVar("T")
 
 M_MMAP_THRESHOLD = -3
 """From malloc.h; see mallopt(3)."""
@@ -135,6 +137,33 @@ def run_async(main: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> Non
         loop.run_until_complete(_cancel_the_rest())
         loop.run_until_complete(loop.shutdown_asyncgens())
         loop.close()
+
+
+async def in_thread(function: Callable[..., T], *arguments: Any) -> T:
+    """As `asyncio.to_thread`, in a thread of its own that keeps nobody from leaving: that one's threads may all hang in
+    the resolution of names, and what is started behind them never begins."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def finish(result: T | None, error: BaseException | None) -> None:
+        if future.done():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result)  # type: ignore[arg-type]  # it is the function's result
+
+    def run() -> None:
+        result, failed = None, None
+        try:
+            result = function(*arguments)
+        except Exception as error:
+            failed = error
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(finish, result, failed)
+
+    threading.Thread(target=run, daemon=True).start()
+    return await future
 
 
 async def _cancel_the_rest() -> None:

@@ -16,7 +16,7 @@ from services.decider.offsets import OffsetTracker
 from shared import kafka, metrics, process, topics
 from shared.errors import BrokerUnavailable, UndecodableRecord
 from shared.kafka import ConsumerThread, Place, Publisher, Record
-from shared.messages import Decision, Opportunity, Role, decided_opportunity, decode
+from shared.messages import Decision, Opportunity, Role, decode, read_decided
 
 log = structlog.get_logger()
 
@@ -69,6 +69,7 @@ class Service:
         self._publisher = publisher
         self._trackers: dict[tuple[str, int], OffsetTracker] = {}
         self._decided: OrderedDict[str, None] = OrderedDict()
+        self._asked: OrderedDict[str, None] = OrderedDict()  # a backlog drives the others out, not what was paid for
         self._tails: dict[str, asyncio.Task[None]] = {}
         self._shadows: set[asyncio.Task[None]] = set()
         self._stopping = False
@@ -109,7 +110,7 @@ class Service:
             await asyncio.gather(*self._shadows, return_exceptions=True)
             if not self._failed.done():
                 await self._drain(None, STOP_S)
-                await asyncio.to_thread(self._publisher.flush, 2.0)
+                await process.in_thread(self._publisher.flush, 2.0)
                 await asyncio.sleep(0)  # let the last delivery reports complete their offsets
                 self._store()
             else:
@@ -163,17 +164,18 @@ class Service:
             # Read again after a rebalance: it is dealt with when its decision is delivered.
             waiting.append(_Taken(place, tracker, done))
             return
-        if message.phase == "closed" or message.opportunity_id in self._decided or self._too_old_to_know(message):
+        if message.phase == "closed" or self._is_known(message.opportunity_id) or self._too_old_to_know(message):
             done()
             return
-        self._remember(message.opportunity_id)
         self._undelivered[message.opportunity_id] = [_Taken(place, tracker, done)]
         done = functools.partial(self._dealt_with, message.opportunity_id)
         try:
             case = self._decider.quick(message, record.value)
         except Exception as error:  # numbers that nobody thought of: one record must not stop the others
+            self._remember(message.opportunity_id)
             self._put_aside(record, "decide", error, done)
             return
+        self._remember(message.opportunity_id, asked=case is None)
         before = self._tails.get(message.base)
         # A backlog of what has expired goes through here, without a task each.
         if case is not None and before is None and self._unsure_s() <= 0:
@@ -229,7 +231,8 @@ class Service:
             await asyncio.sleep(unsure_s)
         if not self._is_ours(opportunity.opportunity_id):
             log.info("left to the new owner", base=opportunity.base, opportunity_id=opportunity.opportunity_id)
-            self._decided.pop(opportunity.opportunity_id, None)
+            for known in (self._decided, self._asked):
+                known.pop(opportunity.opportunity_id, None)
             done()
             return
         self._publish(case, record, done, taken_ns)
@@ -281,10 +284,14 @@ class Service:
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("a candidate's answer was lost", error=type(error).__name__)
 
-    def _remember(self, opportunity_id: str) -> None:
-        self._decided[opportunity_id] = None
-        if len(self._decided) > MOST_REMEMBERED:
-            self._decided.popitem(last=False)
+    def _is_known(self, opportunity_id: str) -> bool:
+        return opportunity_id in self._decided or opportunity_id in self._asked
+
+    def _remember(self, opportunity_id: str, *, asked: bool = False) -> None:
+        known = self._asked if asked else self._decided
+        known[opportunity_id] = None
+        if len(known) > MOST_REMEMBERED:
+            known.popitem(last=False)
 
     # ------------------------------------------------ how it is
 
@@ -296,7 +303,10 @@ class Service:
         """Whether what was decided lately is known of every partition that is ours, and in words. Any thread."""
         if self._reading_tail:
             return False, "reading back what was decided lately"
-        return True, f"{len(self._owned)} partitions, {len(self._decided)} opportunities known to be decided"
+        return (
+            True,
+            f"{len(self._owned)} partitions, {len(self._decided) + len(self._asked)} opportunities known to be decided",
+        )
 
     def deciding(self) -> tuple[bool, str]:
         """Whether decisions go out, and in words. Any thread."""
@@ -376,12 +386,13 @@ class Service:
             return
         # Of whichever panel: nobody pays twice for one opportunity. What is no decision is not ours to put aside.
         self._reading_tail = True
-        known = [found for record in read_tail() if (found := decided_opportunity(record.value)) is not None]
+        known = [found for record in read_tail() if (found := read_decided(record.value)) is not None]
         self._reading_tail = False
         log.info("assigned", partitions=sorted(number for _, number in partitions), decided_lately=len(known))
         assert self._loop is not None
-        for opportunity_id in known:
-            self._loop.call_soon_threadsafe(self._remember, opportunity_id)
+        for one in known:
+            remember = functools.partial(self._remember, one.opportunity_id, asked=one.mode != "rules_only")
+            self._loop.call_soon_threadsafe(remember)
         self._loop.call_soon_threadsafe(self._owned.update, list(partitions))
 
     def on_revoked(self, partitions: Sequence[tuple[str, int]]) -> None:

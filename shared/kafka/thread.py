@@ -9,6 +9,7 @@ from typing import Any
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
+from shared import process
 from shared.kafka.clients import Config
 from shared.kafka.reading import Record, begins, partitions_of, read
 
@@ -75,7 +76,7 @@ class ConsumerThread:
             await self._ready
         except BaseException:
             self._stop.set()
-            await asyncio.to_thread(self._thread.join, 10.0)
+            await process.in_thread(self._thread.join, 10.0)
             raise
         return self
 
@@ -85,7 +86,7 @@ class ConsumerThread:
     async def close(self) -> None:
         """Stop reading, commit what was stored, leave the group."""
         self._stop.set()
-        await asyncio.to_thread(self._thread.join, 15.0)
+        await process.in_thread(self._thread.join, 15.0)
 
     async def batches(self) -> AsyncIterator[list[Record]]:
         """Records as they come, until `close` or an error of Kafka (raised here)."""

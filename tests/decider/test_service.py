@@ -225,6 +225,27 @@ async def test_what_was_decided_by_another_before_is_not_paid_for_again(running,
         assert len(shell.bench.models.asked) == before + 3
 
 
+@pytest.mark.parametrize("here", [True, False])
+async def test_a_backlog_of_others_does_not_make_it_forget_what_was_paid_for(running, opportunity, monkeypatch, here):
+    monkeypatch.setattr("services.decider.service.MOST_REMEMBERED", 3)
+    async with running() as (shell, _):
+        asked = numbered(opportunity, 7)
+        if here:
+            shell.put(asked)
+        else:
+            async with running() as (other, _):
+                other.put(asked)
+                await other.until(lambda: len(other.decisions()) == 1)
+                tail = [Record(topics.DECISIONS, 3, 0, b"BTC", other.decisions()[0].encode(), 0, ())]
+            await asyncio.to_thread(shell.service.on_assigned, [(topics.OPPORTUNITIES, 4)], lambda: tail)
+        await shell.until(lambda: len(shell.decisions()) == here)
+        shell.put(*(numbered(opportunity, n, expires_ns=NOW_NS) for n in range(100, 110)))
+        await shell.until(lambda: len(shell.decisions()) == here + 10)
+        shell.put(asked.model_copy(update={"phase": "updated"}), numbered(opportunity, 200, expires_ns=NOW_NS))
+        await shell.until(lambda: len(shell.decisions()) == here + 11)
+        assert len(shell.bench.models.asked) == 3 * here, "no second payment"
+
+
 async def test_read_again_after_a_rebalance_the_offset_still_waits_for_the_delivery(running, opportunity, monkeypatch):
     monkeypatch.setattr("services.decider.service.DRAIN_S", 0.05)
     async with running() as (shell, _):

@@ -1,11 +1,15 @@
 """What every process does alike."""
 
+import asyncio
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
+
+from shared import process
 
 CHILD = """
 import ctypes, sys
@@ -72,3 +76,17 @@ def test_sigterm_ends_a_service_at_once_and_well(left, thread):
         process.kill()
         process.wait()
         process.stdout.close()
+
+
+async def test_a_thread_of_its_own_waits_for_none_that_hangs():
+    """Names are resolved in the loop's few threads: dead DNS must not keep a service from its last words."""
+    over = threading.Event()
+    hanging = [asyncio.create_task(asyncio.to_thread(over.wait, 30)) for _ in range(64)]
+    try:
+        async with asyncio.timeout(10):
+            assert await process.in_thread(divmod, 7, 2) == (3, 1)
+            with pytest.raises(ZeroDivisionError):
+                await process.in_thread(divmod, 7, 0)
+    finally:
+        over.set()
+        await asyncio.gather(*hanging)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from shared import kafka, topics
 from shared.errors import ArbiterError, UndecodableRecord
-from shared.messages import BookTick, HealthTick, Opportunity, RateTick, decided_opportunity, decode, read_tick
+from shared.messages import BookTick, HealthTick, Opportunity, RateTick, decode, read_decided, read_tick
 from shared.settings import KafkaSettings
 from tools.chaos.ledger import Place, digest
 
@@ -66,9 +66,10 @@ class Watch:
             return
         seen.places[(record.topic, record.partition, record.offset)] = digest(record.value)
         if record.topic == topics.DECISIONS:
-            if (identity := decided_opportunity(record.value)) is None:
+            if (decided := read_decided(record.value)) is None:
                 return  # the ledger tells of it
             seen.decisions_at.append(now)
+            identity = decided.opportunity_id
             seen.decided.add(identity)
             if (sight := seen.sights.get(identity)) is not None and sight.decided_at is None:
                 sight.decided_at = now

@@ -11,12 +11,11 @@ import secrets as randomness
 import shutil
 import ssl
 import sys
-import threading
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx2
 
@@ -35,7 +34,7 @@ from services.decider import llm
 from services.decider.budget import Budget
 from services.decider.state import State, state_file
 from services.detector.quiet import PLAIN
-from shared import cluster, secrets, topics
+from shared import cluster, process, secrets, topics
 from shared import kafka as client
 from shared.cluster import Look, NoAnswer
 from shared.errors import (
@@ -49,8 +48,6 @@ from shared.errors import (
 )
 from shared.messages import BookTick, HealthTick, read_tick
 from shared.settings import ExchangeSettings, Settings, cache_dir
-
-T = TypeVar("T")
 
 CONTACT_SHARE = 0.5
 """Of the whole time, for the first answer of a broker: the rest of Kafka's checks wait for it."""
@@ -95,7 +92,7 @@ async def examine(
     jobs: dict[str, tuple[Part, Awaitable[list[Finding]]]] = {}
     deadline = time.monotonic() + asked.timeout_s
     if Part.SETTINGS in wanted:
-        jobs["settings"] = (Part.SETTINGS, in_thread(here.dates, settings, today))
+        jobs["settings"] = (Part.SETTINGS, process.in_thread(here.dates, settings, today))
     if wanted & {Part.KAFKA, Part.TOPICS, Part.GROUPS, Part.TICKS}:
         jobs["Kafka"] = (Part.KAFKA, _kafka(settings, wanted, deadline))
     if wanted & {Part.EXCHANGES, Part.CLOCK}:
@@ -104,12 +101,12 @@ async def examine(
         else:
             jobs["exchanges"] = (Part.EXCHANGES, _exchanges(settings, wanted, deadline))
     if Part.MODELS in wanted:
-        jobs["dates of models"] = (Part.MODELS, in_thread(here.models, settings, today))
+        jobs["dates of models"] = (Part.MODELS, process.in_thread(here.models, settings, today))
         jobs["models"] = (Part.MODELS, _models(settings, environ, deadline, offline=asked.offline))
     if Part.BUDGET in wanted:
-        jobs["budget"] = (Part.BUDGET, in_thread(_budget, settings, environ))
+        jobs["budget"] = (Part.BUDGET, process.in_thread(_budget, settings, environ))
     if Part.MACHINE in wanted:
-        jobs["machine"] = (Part.MACHINE, in_thread(_machine, settings, environ, asked.least_free))
+        jobs["machine"] = (Part.MACHINE, process.in_thread(_machine, settings, environ, asked.least_free))
     if asked.services:
         wanted.add(Part.SERVICES)
         jobs["services"] = (Part.SERVICES, _services(asked.services, deadline))
@@ -152,32 +149,6 @@ def _broken(part: Part, name: str, error: BaseException) -> Finding:
     return fail(part, "unforeseen", words, fix)
 
 
-async def in_thread(function: Callable[..., T], *arguments: Any) -> T:
-    """As `asyncio.to_thread`, in a thread that keeps nobody from leaving: a client may hang in a name's resolution."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
-
-    def finish(result: T | None, error: BaseException | None) -> None:
-        if future.done():
-            return
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(result)  # type: ignore[arg-type]  # it is the function's result
-
-    def run() -> None:
-        result, failed = None, None
-        try:
-            result = function(*arguments)
-        except Exception as error:
-            failed = error
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(finish, result, failed)
-
-    threading.Thread(target=run, daemon=True).start()
-    return await future
-
-
 def _left(deadline: float, least: float = 0.2) -> float:
     return max(least, deadline - time.monotonic())
 
@@ -195,7 +166,7 @@ async def _kafka(settings: Settings, wanted: Collection[Part], deadline: float) 
         contact_s = _left(deadline) * CONTACT_SHARE
         if all(one.problem is not None for one in listeners):
             contact_s = min(DOUBTFUL_S, contact_s)
-        look = await in_thread(cluster.look, settings.kafka, contact_s)
+        look = await process.in_thread(cluster.look, settings.kafka, contact_s)
     except NoAnswer as error:
         if "SSL" not in protocol.upper():
             listeners = await asyncio.gather(*(_with_tls(one, wait_s) for one in listeners))
@@ -272,7 +243,7 @@ async def _brokers(settings: Settings, look: Look, deadline: float) -> list[Find
     unreachable = {f"{host}:{port}": why for (host, port), why in zip(places, problems, strict=True) if why is not None}
     found = kafka.contact(look, settings.kafka.servers, unreachable)
     try:
-        configured = await in_thread(
+        configured = await process.in_thread(
             cluster.broker_settings, settings.kafka, min(look.brokers), min(5.0, _left(deadline))
         )
     except BrokerUnavailable as error:  # most clusters of others let only admins ask
@@ -281,7 +252,9 @@ async def _brokers(settings: Settings, look: Look, deadline: float) -> list[Find
 
 
 async def _topics(settings: Settings, look: Look, deadline: float) -> list[Finding]:
-    differences = await in_thread(cluster.check_topics, settings.kafka, topics.TOPICS, min(5.0, _left(deadline)))
+    differences = await process.in_thread(
+        cluster.check_topics, settings.kafka, topics.TOPICS, min(5.0, _left(deadline))
+    )
     return kafka.table(differences) + kafka.copies(look)
 
 
@@ -290,10 +263,10 @@ async def _groups(settings: Settings, look: Look, deadline: float) -> list[Findi
     partitions = {"detector": topics.TICK_PARTITIONS, "decider": topics.EVENT_PARTITIONS}
 
     async def one(name: str) -> list[Finding]:
-        found = await in_thread(cluster.group, settings.kafka, name, min(5.0, _left(deadline)))
+        found = await process.in_thread(cluster.group, settings.kafka, name, min(5.0, _left(deadline)))
         if found.members and found.state not in ("stable", "unknown") and _left(deadline) > REBALANCE_S + 1:
             await asyncio.sleep(REBALANCE_S)
-            found = await in_thread(cluster.group, settings.kafka, name, min(5.0, _left(deadline)))
+            found = await process.in_thread(cluster.group, settings.kafka, name, min(5.0, _left(deadline)))
         return kafka.group(found, reads[name], partitions[name], settings.kafka.group_protocol)
 
     detector, decider = await asyncio.gather(one("detector"), one("decider"))
@@ -308,7 +281,7 @@ async def _ticks(settings: Settings, look: Look, deadline: float) -> list[Findin
     names = [topics.ticks(name) for name in enabled]
     asked = {name: counts[name] for name in (*names, topics.FX_RATES) if name in counts}
     now_ms = int(time.time() * 1000)
-    told = await in_thread(cluster.newest_ms, settings.kafka, asked, min(5.0, _left(deadline)))
+    told = await process.in_thread(cluster.newest_ms, settings.kafka, asked, min(5.0, _left(deadline)))
     answered_ms = int(time.time() * 1000)  # what came while we asked is not of the future
     newest = {
         topic: now_ms if at_ms is not None and now_ms < at_ms <= answered_ms else at_ms for topic, at_ms in told.items()
@@ -320,7 +293,7 @@ async def _ticks(settings: Settings, look: Look, deadline: float) -> list[Findin
         if (at_ms := newest.get(topics.ticks(name))) is not None and now_ms - at_ms <= kafka.STALE_S * 1000
     ]
     if fresh:
-        states = await in_thread(_states, settings, [topics.ticks(name) for name in fresh], now_ms, deadline)
+        states = await process.in_thread(_states, settings, [topics.ticks(name) for name in fresh], now_ms, deadline)
         found += kafka.books(states, {name: _watched(enabled[name]) for name in fresh})
     return found
 
