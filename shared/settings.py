@@ -354,7 +354,7 @@ class Candidate(ModelChoice):
     opportunities (`canary`). A bad one is rolled back by itself; forward goes only who edits this setting."""
 
     stage: Literal["off", "shadow", "canary"]
-    share: Share
+    share: Share = 0.05
 
 
 class RoleSettings(ModelChoice):

@@ -565,6 +565,10 @@ def test_the_settings_in_the_documentation_are_settings(tmp_path, block):
     loaded = settings.load(file)
     for role, chosen in loaded.roles.items():
         prompt.require_role(prompt.load(chosen.prompt), role, chosen.prompt)
+        for _, choice in chosen.choices():
+            assert loaded.models[choice.model].shutdown_date is None, (
+                "a start by the documentation must not end one day"
+            )
 
 
 def test_the_documentation_names_settings_and_fields_that_exist():
