@@ -106,6 +106,7 @@ class Workbench(NamedTuple):
     newest: Newest
     models: ScriptedModels
     clock: Clock
+    state: State
 
     async def decide(self, opportunity: Opportunity) -> Decision:
         """From the message to the decision, as the service does it."""
@@ -140,7 +141,7 @@ def workbench(configured: Settings) -> Iterator[Callable[..., Workbench]]:
         budget = Budget(changed, state)
         desk = Desk(changed, cast(Models, scripted), Guards(changed), budget, trials, clock)
         newest = Newest()
-        return Workbench(Decider(Terms.of(changed), desk, newest), desk, newest, scripted, clock)
+        return Workbench(Decider(Terms.of(changed), desk, newest), desk, newest, scripted, clock, state)
 
     with states:
         yield make
