@@ -11,8 +11,11 @@ from services.decider.service import Service
 from shared import topics
 from shared.errors import AccessRefused, BrokerUnavailable
 from shared.kafka import Record
-from shared.messages import Audit, Decision, decode
+from shared.messages import Audit, Decision, Shadow, decode
+from shared.settings import Candidate
 from tests.decider.conftest import NOW_NS, role_answer
+
+CANDIDATE = "gpt-5.4-mini"
 
 
 class Consumer:
@@ -90,6 +93,10 @@ class Shell:
     def decisions(self):
         return self.publisher.of(topics.DECISIONS)
 
+    def asked(self):
+        """Models in the order in which they were asked."""
+        return [model for model, _, _ in self.bench.models.asked]
+
     async def lost_while_thinking(self, opportunity):
         """The partition is taken while the risk role thinks; what is returned lets it answer."""
         thinking = asyncio.Event()
@@ -142,6 +149,62 @@ async def test_a_decision_with_its_audit_and_then_the_offset(running, opportunit
         assert all(question.system and question.user for question in audits[0].questions)
         assert shell.consumer.stored == {(topics.OPPORTUNITIES, 3): 1}
         assert shell.consumer.released == 1
+
+
+@pytest.fixture
+def tried(configured):
+    """A candidate for the risk role in shadow."""
+    candidate = Candidate(provider="openai", model=CANDIDATE, stage="shadow", share=1.0)
+    risk = configured.roles["risk"].model_copy(update={"candidate": candidate})
+    return configured.model_copy(update={"roles": {**configured.roles, "risk": risk}})
+
+
+async def test_what_a_candidate_in_shadow_answers_follows_the_decision_and_holds_nothing_up(
+    running, opportunity, tried
+):
+    async with running(settings=tried, panel_deadline_ms=60_000) as (shell, _):
+        gate = asyncio.Event()
+
+        async def wait():
+            await gate.wait()
+            return role_answer(veto=True)
+
+        shell.bench.models.scripts[CANDIDATE] = wait
+        shell.put(opportunity())
+        await shell.until(lambda: shell.consumer.stored and CANDIDATE in shell.asked())
+        assert len(shell.publisher.sent) == 2, "the decision and its record, which do not wait for it"
+        gate.set()
+        await shell.until(lambda: len(shell.publisher.sent) == 3)
+        (decision,) = shell.decisions()
+        topic, key, shadow = shell.publisher.sent[-1]
+        assert (topic, key, type(shadow)) == (topics.AUDIT, decision.decision_id, Shadow)
+        assert (shadow.decision_id, shadow.opportunity_id) == (decision.decision_id, decision.opportunity_id)
+        assert (shadow.call.model_asked, shadow.call.via, shadow.call.answer.veto) == (CANDIDATE, "shadow", True)
+        assert decision.outcome == "execute", "it counts nowhere"
+
+
+async def test_stopping_it_asks_no_candidate_and_waits_for_none(running, opportunity, tried):
+    async with running(settings=tried, panel_deadline_ms=60_000) as (shell, task):
+        thinking, never = asyncio.Event(), asyncio.Event()
+
+        async def risk():
+            await thinking.wait()
+            return role_answer()
+
+        shell.bench.models.scripts[CANDIDATE] = never.wait
+        shell.put(opportunity())
+        await shell.until(lambda: CANDIDATE in shell.asked())
+        shell.bench.models.scripts[shell.bench.models.roles["risk"]] = risk
+        shell.put(numbered(opportunity, 1))
+        await shell.until(lambda: len(shell.asked()) == 7)
+        shell.stop.set()
+        await shell.until(lambda: shell.service.deciding() == (False, "stopping"))
+        thinking.set()
+        async with asyncio.timeout(10):
+            await task
+        assert len(shell.decisions()) == 2
+        assert shell.asked().count(CANDIDATE) == 1, "only before the end"
+        assert [type(audit) for audit in shell.publisher.of(topics.AUDIT)] == [Audit, Audit]
 
 
 async def test_decisions_of_a_coin_leave_in_its_order_though_models_think_side_by_side(running, opportunity):
