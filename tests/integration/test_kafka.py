@@ -7,13 +7,16 @@ import sys
 import threading
 import time
 import uuid
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from confluent_kafka import Consumer
 
 from shared import cluster, kafka, topics
 from shared.client import decisions
 from shared.errors import BrokerUnavailable, TopicMismatch
+from shared.kafka import reading
 from shared.messages import Decision
 from shared.settings import KafkaSettings
 from shared.topics import Topic
@@ -187,20 +190,50 @@ async def test_a_group_of_subscribers_resumes_where_it_stopped(broker):
     assert again == ids[1:], "the last one was handed out but not confirmed: at least once"
 
 
-async def test_back_pressure_pauses_and_nothing_is_lost(broker):
-    out, base, sent = publisher(broker), f"T{uuid.uuid4().hex[:6].upper()}", 600
+async def test_back_pressure_pauses_and_nothing_is_lost(broker, monkeypatch):
+    out, base, sent, high_water = publisher(broker), f"T{uuid.uuid4().hex[:6].upper()}", 1200, 50
     started_ms = int(time.time() * 1000) - 1000
     for number in range(sent):
         out.publish(topics.REJECTIONS, base, str(number).encode())
     out.close()
+    reads: list[int] = []
+
+    def counted(reader: Consumer) -> list[kafka.Record]:
+        found = reading.read(reader)
+        reads.append(len(found))
+        return found
+
+    async def nothing_in(more: int) -> None:
+        before = len(reads)
+        while len(reads) < before + more:  # noqa: ASYNC110  # the owner thread's: it has no event
+            await asyncio.sleep(0.01)
+        assert not any(reads[before:]), "paused"
+
+    monkeypatch.setattr("shared.kafka.thread.read", counted)
     consumer = kafka.ConsumerThread(
-        kafka.reader(broker, "test"), [topics.REJECTIONS], since_ms=started_ms, high_water=50, auto_release=False
+        kafka.reader(broker, "test"),
+        [topics.REJECTIONS],
+        since_ms=started_ms,
+        high_water=high_water,
+        auto_release=False,
     )
     seen: list[int] = []
-    async with consumer, asyncio.timeout(30):
-        async for batch in consumer.batches():
-            seen += [int(record.value) for record in batch if record.key == base.encode()]
-            consumer.release(len(batch))
-            if len(seen) >= sent:
-                break
+
+    async def take(stream: AsyncIterator[list[kafka.Record]]) -> int:
+        batch = await anext(stream)
+        seen.extend(int(record.value or b"") for record in batch if record.key == base.encode())
+        return len(batch)
+
+    async with consumer, asyncio.timeout(60):
+        stream, held, pauses = consumer.batches(), 0, 0
+        while len(seen) < sent:
+            held += await take(stream)
+            if held <= high_water or len(seen) == sent:
+                continue
+            await nothing_in(5)
+            consumer.release(held - high_water // 2 - 1)
+            await nothing_in(10)  # more than half is still held
+            consumer.release(1)
+            held, pauses = high_water // 2, pauses + 1
+    assert pauses > 1
     assert seen == list(range(sent))
