@@ -19,7 +19,7 @@ from services.decider.role import Desk
 from services.decider.service import GROUP, TAIL_MS, TAIL_S, Service
 from services.decider.state import State, state_file
 from services.decider.trials import Trials
-from services.decider.upkeep import Upkeep
+from services.decider.upkeep import Upkeep, weigh
 from shared import cluster, kafka, process, topics
 from shared.health import Health
 from shared.kafka.watch import Pulse
@@ -52,8 +52,7 @@ def main(settings: Settings, health: Health) -> None:
         cluster.require_topics(settings.kafka, [topics.OPPORTUNITIES, *WRITTEN])
         trials = Trials(settings, state.rolled_back(), state.roll_back)
         desk = Desk(settings, models, Guards(settings), Budget(settings, state), trials)
-        for role, why in trials.weigh(weights, desk.clock()):
-            log.error("candidate rolled back", role=role, why=why)
+        weigh(desk, weights)
         publisher = kafka.Publisher(kafka.event_producer(settings.kafka, "decider"), drop_when_full=False)
         try:
             health.watch("state", state.usable)

@@ -19,6 +19,15 @@ EVERY_S = 5.0
 GUARD_STATES = ("closed", "open", "half_open", "disabled", "waiting")
 
 
+def weigh(desk: Desk, found: Weights | None) -> None:
+    """Roll back the candidates that outcomes speak against."""
+    for role, why in desk.trials.weigh(found, desk.clock()):
+        candidate = desk.settings.roles[role].candidate
+        assert candidate is not None
+        metrics.ROLLBACKS.labels(role=role, model=candidate.model).inc()
+        log.error("candidate rolled back", role=role, model=candidate.model, why=why)
+
+
 class Upkeep:
     """Runs until cancelled."""
 
@@ -80,11 +89,7 @@ class Upkeep:
         if terms.version != self._decider.terms.version:
             self._decider.change(terms)
             log.info("weights taken", panel_version=terms.version)
-        for role, why in self._desk.trials.weigh(found, self._desk.clock()):
-            candidate = self._desk.settings.roles[role].candidate
-            assert candidate is not None
-            metrics.ROLLBACKS.labels(role=role, model=candidate.model).inc()
-            log.error("candidate rolled back", role=role, model=candidate.model, why=why)
+        weigh(self._desk, found)
 
     def _show(self) -> None:
         desk = self._desk
