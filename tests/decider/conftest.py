@@ -2,7 +2,8 @@
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, cast
 
 import pytest
@@ -98,6 +99,23 @@ class ScriptedModels:
         return llm.CallResult("ok", what, 200, raw=what.model_dump_json())
 
 
+def watching(settings: Settings, coins: Iterable[str]) -> Settings:
+    """With these coins too, on the exchanges of `of_coin`."""
+    wide = {
+        name: exchange.model_copy(update={"symbols": (*exchange.symbols, *(f"{coin}-{quote}" for coin in coins))})
+        for name, quote in (("binance", "USDT"), ("kraken", "USD"))
+        for exchange in [settings.exchanges[name]]
+    }
+    return settings.model_copy(update={"exchanges": {**settings.exchanges, **wide}})
+
+
+def of_coin(opportunity: Callable[..., Opportunity], coin: str, **changes: Any) -> Opportunity:
+    """`opportunity`, on a route of its own."""
+    legs = {side: getattr(opportunity(), side).model_dump() for side in ("buy", "sell")}
+    legs["buy"]["symbol"], legs["sell"]["symbol"] = f"{coin}-USDT", f"{coin}-USD"
+    return opportunity(base=coin, **legs, **changes)
+
+
 class Workbench(NamedTuple):
     """A decider with everything real but the models and the clock."""
 
@@ -128,7 +146,11 @@ def workbench(configured: Settings) -> Iterator[Callable[..., Workbench]]:
     states = contextlib.ExitStack()
 
     def make(
-        settings: Settings = configured, models: dict[str, Any] | None = None, guards: Any = None, **decider: Any
+        settings: Settings = configured,
+        models: dict[str, Any] | None = None,
+        guards: Any = None,
+        monotonic: Callable[[], float] = time.monotonic,
+        **decider: Any,
     ) -> Workbench:
         changed = settings.model_copy(
             update={
@@ -139,7 +161,7 @@ def workbench(configured: Settings) -> Iterator[Callable[..., Workbench]]:
         clock, scripted, state = Clock(), ScriptedModels(changed, **models or {}), states.enter_context(State(None))
         trials = Trials(changed, state.rolled_back(), state.roll_back)
         budget = Budget(changed, state)
-        desk = Desk(changed, cast(Models, scripted), Guards(changed), budget, trials, clock)
+        desk = Desk(changed, cast(Models, scripted), Guards(changed), budget, trials, clock, monotonic)
         newest = Newest()
         return Workbench(Decider(Terms.of(changed), desk, newest), desk, newest, scripted, clock, state)
 
