@@ -1,16 +1,20 @@
 """One opportunity to one decision, reason by reason: everything real but the models and the clock."""
 
 import asyncio
+import datetime
+from collections import Counter, defaultdict
 from decimal import Decimal
 
+import orjson
 import pytest
 
 from services.decider import budget as money
 from services.decider.decide import Newest
 from services.decider.judge import Terms
-from shared.settings import Candidate
+from shared.settings import Candidate, ModelChoice
 from shared.weights import Entry, Weights
-from tests.decider.conftest import NOW_NS, role_answer
+from tests.decider import virtual
+from tests.decider.conftest import NOW_NS, of_coin, role_answer, watching
 
 MS = 1_000_000
 ROLES = ("sentiment", "risk", "volatility")
@@ -350,13 +354,9 @@ async def test_no_more_panels_than_allowed_run_at_once(workbench, opportunity):
 
     bench.models.scripts[bench.models.roles["risk"]] = count
 
-    def about(base, n):
-        legs = {side: getattr(opportunity(), side).model_dump() for side in ("buy", "sell")}
-        legs["buy"]["symbol"], legs["sell"]["symbol"] = f"{base}-USDT", f"{base}-USD"
-        return opportunity(opportunity_id=f"{n:032x}", base=base, **legs)
-
     coins = ["BTC", "ETH", "SOL"]
-    found = await asyncio.gather(*(bench.decide(about(base, n)) for n, base in enumerate(coins)))
+    about = [of_coin(opportunity, coin, opportunity_id=coin[0] * 32) for coin in coins]
+    found = await asyncio.gather(*map(bench.decide, about))
     assert {decision.reason for decision in found} == {"score"}
     assert most == 2
 
@@ -445,42 +445,99 @@ async def test_a_candidate_in_shadow_is_asked_after_the_decision_and_counts_nowh
 
 # ------------------------------------------------ many at once
 
+WIDE = dict.fromkeys(("max_call_usd", "max_opportunity_usd", "max_minute_usd", "max_day_usd"), Decimal(100))
+COINS = [f"C{n}" for n in range(1000)]
+OTHER = ModelChoice(provider="openai", model="gpt-5.4-mini")
+DAY = datetime.datetime.fromtimestamp(NOW_NS / 1e9, datetime.UTC).date()
 
-async def test_a_thousand_at_once_never_pass_a_cap(workbench, opportunity, configured):
-    """A thousand routes, whose models think at the same time; some answer, some fail, some are cut off."""
-    coins = [f"C{n}" for n in range(1000)]
-    exchanges = {
-        name: exchange.model_copy(update={"symbols": (*exchange.symbols, *(f"{c}-{quote}" for c in coins))})
-        for name, quote in (("binance", "USDT"), ("kraken", "USD"))
-        for exchange in [configured.exchanges[name]]
-    }
-    providers = {name: p.model_copy(update={"burst": 10_000}) for name, p in configured.providers.items()}
-    wide = configured.model_copy(update={"exchanges": {**configured.exchanges, **exchanges}, "providers": providers})
+
+@pytest.mark.parametrize(
+    ("cap", "usd", "last_usd"),
+    [  # the roles cost 0.0003, 0.0010 and 0.0007, and 0.0022 in the place of each
+        ("minute", "0.2512", "0.003"),  # enough for 125 panels and two of the next one's calls
+        ("day", "0.2512", "0.003"),
+        ("gemini", "0.1", "0.001"),
+        ("opportunity", "0.0045", "0.0005"),  # all roles, and one of them twice
+        ("opportunity", "0.0015", "0.0005"),  # two roles
+        ("call", "0.0009", "0.0003"),
+    ],
+)
+def test_a_thousand_at_once_never_pass_a_cap(workbench, opportunity, configured, cap, usd, last_usd):
+    """A thousand routes, whose models think at the same time; some answer, some fail, some are cut off.
+
+    `cap` is the only one that binds, and all but `last_usd` of it is spent. What a model was asked and what it may bill
+    for that is counted here too, beside the book.
+    """
+    free = {"burst": 10_000, "tokens_per_minute": 10**9, "max_day_usd": Decimal(100)}
+    providers = {name: provider.model_copy(update=free) for name, provider in configured.providers.items()}
+    roles = {role: chosen.model_copy(update={"fallback": OTHER}) for role, chosen in configured.roles.items()}
+    caps = dict(WIDE)
+    if cap in providers:
+        providers[cap] = providers[cap].model_copy(update={"max_day_usd": Decimal(usd)})
+    else:
+        caps[f"max_{cap}_usd"] = Decimal(usd)
+    wide = watching(configured, COINS).model_copy(update={"providers": providers, "roles": roles})
     patient = {"consecutive": 9_999, "error_min_calls": 9_999, "error_min_calls_few": 9_999, "slow_min_calls": 9_999}
-    caps = {"max_minute_usd": Decimal("0.3"), "max_day_usd": Decimal("0.25")}
-    bench = workbench(wide, guards=patient, max_panels_in_flight=256, panel_deadline_ms=300, **caps)
-    answers = 0
-    most = Decimal(0)
+    provider_of = {choice.model: choice.provider for choice in (*roles.values(), OTHER)}
+    owed: defaultdict[str, Decimal] = defaultdict(Decimal)
+    peak: defaultdict[str, Decimal] = defaultdict(Decimal)
+    thinking = most_at_once = 0
 
-    async def think():
-        nonlocal answers, most
-        answers += 1
-        most = max(most, bench.desk.budget.spent(bench.clock()).day.spent)
-        await asyncio.sleep(1 if answers % 5 == 0 else 0.001)
-        return "server" if answers % 7 == 0 else role_answer()
+    async def main(loop):
+        bench = workbench(
+            wide, guards=patient, monotonic=loop.time, max_panels_in_flight=256, panel_deadline_ms=1_500, **caps
+        )
 
-    for role in ROLES:
-        bench.models.scripts[bench.models.roles[role]] = think
+        def look():
+            spent = bench.desk.budget.spent(NOW_NS)
+            lines = {"minute": spent.minute, "day": spent.day, **spent.providers}
+            for name, line in lines.items():
+                assert owed[name] <= line.spent <= line.cap, name
+                peak[name] = max(peak[name], line.spent)
+            return spent
 
-    def about(n):
-        legs = {side: getattr(opportunity(), side).model_dump() for side in ("buy", "sell")}
-        legs["buy"]["symbol"], legs["sell"]["symbol"] = f"{coins[n]}-USDT", f"{coins[n]}-USD"
-        return opportunity(opportunity_id=f"{n:032x}", base=coins[n], **legs)
+        async def think():
+            nonlocal thinking, most_at_once
+            number = len(bench.models.asked)
+            model, system, user = bench.models.asked[-1]
+            amount = money.worst_case(wide.models[model], system + user, DAY)
+            about = ("minute", "day", provider_of[model], orjson.loads(user)["base"])
+            for name in about:
+                owed[name] += amount
+            assert amount <= caps["max_call_usd"]
+            assert owed[about[-1]] <= caps["max_opportunity_usd"]
+            peak["call"], peak["opportunity"] = max(peak["call"], amount), max(peak["opportunity"], owed[about[-1]])
+            look()
+            thinking += 1
+            most_at_once = max(most_at_once, thinking)
+            try:
+                await asyncio.sleep(10 if number % 5 == 0 else 0.05 * (number % 4))
+            finally:
+                thinking -= 1
+            if number % 3:
+                return role_answer()
+            for name in about:  # it says itself that it did nothing
+                owed[name] -= amount
+            return "server"
 
-    found = await asyncio.gather(*(bench.decide(about(n)) for n in range(1000)))
-    spent = bench.desk.budget.spent(bench.clock()).day
-    assert spent.spent <= spent.cap == caps["max_day_usd"]
-    assert Decimal("0.2") < most <= caps["max_day_usd"], "it was nearly all spent, and no more"
-    assert sum(decision.panel.cost_usd for decision in found) == spent.spent, "and every cent stands in a decision"
-    assert len(bench.models.asked) < 3_000
-    assert {"budget", "deadline"} <= {decision.reason for decision in found}
+        bench.models.scripts |= dict.fromkeys(provider_of, think)
+
+        async def decide(n):
+            asked = of_coin(opportunity, COINS[n], opportunity_id=f"{n:032x}")
+            bench.newest.take(asked, NOW_NS)
+            return bench.decider.conclude(await bench.decider.consider(asked))
+
+        found = await asyncio.gather(*map(decide, range(1000)))
+        return bench, found, look()
+
+    bench, found, spent = virtual.run(main)
+    assert Decimal(usd) - Decimal(last_usd) < peak[cap] <= Decimal(usd), "it was nearly all spent, and no more"
+    assert most_at_once > 100
+    costs = [decision.panel.cost_usd for decision in found]
+    assert sum(costs) == spent.day.spent, "every cent stands in a decision"
+    assert max(costs) <= caps["max_opportunity_usd"]
+    calls = [call for decision in found for role in decision.roles for call in (role, *role.others)]
+    became = Counter(call.outcome for call in calls)
+    assert min(became[name] for name in ("ok", "server", "skipped:budget")) > 10
+    assert became["late"] + became["unneeded"] > 10
+    assert len(bench.models.asked) > 100
