@@ -86,6 +86,8 @@ async def run(
         async with asyncio.timeout(deadline_s - (monotonic() - began)):
             while len(records) < len(askers):
                 await changed.wait()
+                if monotonic() - began >= deadline_s:
+                    raise TimeoutError  # noticed too late: the loop was held up, and the timeout had no turn
                 changed.clear()
                 new = ended.keys() - records.keys()
                 records.update((role, ended[role]) for role in new)

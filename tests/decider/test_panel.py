@@ -363,6 +363,9 @@ def test_i4_work_that_nobody_can_cut_off_counts_into_the_deadline(parts, deadlin
     assert played.took_s <= by_s + max(part.ends_s for part in parts.values()) + BLINK_S
     assert all(asked_s < deadline_s for asked_s in played.asked_s), "nobody is asked who cannot answer in time"
     is_whole(played.result, by_s)
+    asked = {role for role, part in parts.items() if part.first == "asks"}
+    answers = [arrival for arrival in played.result.arrivals if asked.intersection(arrival.roles)]
+    assert all(one.after_ms <= (deadline_s + BLINK_S) * 1000 for one in answers), "noticed too late is too late"
     verdict_of(played.result)
 
 
