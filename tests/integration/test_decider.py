@@ -2,18 +2,27 @@
 
 import asyncio
 import json
+import os
 import signal
 import sqlite3
+import subprocess
+import sys
 import time
+import urllib.error
+import urllib.request
 import uuid
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from services.cli.jars import free_port
 from shared import kafka, messages, topics
 from shared.messages import decode
+from shared.settings import KafkaSettings
 from tests.decider.hostile import KEYS, OK, Exchange, Hostile, answer, echo, echo_in_answer, echo_in_refusal, listed
 from tests.integration.test_pipeline import Reader, service, until_assigned
 
@@ -27,6 +36,21 @@ def variables(base_urls: dict[str, str], folder: Any, **decider: object) -> dict
     found = {f"ARB_PROVIDERS_{name}": json.dumps({"base_url": url}) for name, url in base_urls.items()}
     found |= {f"ARB_DECIDER_{name.upper()}": str(value).lower() for name, value in decider.items()}
     return found | KEYS | {"ARB_DECIDER_STATE_FILE": str(folder / "decider.sqlite"), "ARB_DECIDER_PROBE": "false"}
+
+
+@contextmanager
+def killed(
+    broker: KafkaSettings, log: Path, step: str, number: int, **environment: str
+) -> Iterator[subprocess.Popen[bytes]]:
+    """`arb decide` that ends itself at a step (killed.py); it does not outlive the block."""
+    variables = {k: v for k, v in os.environ.items() if not k.startswith("ARB_")}
+    variables |= {"ARB_KAFKA_SERVERS": broker.servers, **environment}
+    program = [sys.executable, str(Path(__file__).with_name("killed.py")), step, str(number)]
+    with log.open("wb") as output, subprocess.Popen(program, env=variables, stdout=output, stderr=output) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def opportunity(n: int, identity: str | None = None, phase: str = "opened", base: str = "BTC") -> messages.Opportunity:
@@ -100,6 +124,16 @@ def send(out: kafka.Publisher, *found: messages.Opportunity) -> None:
     for one in found:
         out.publish(topics.OPPORTUNITIES, one.base, one.encode())
     out.flush(10)
+
+
+def page(port: int, path: str) -> bytes:
+    """What the decider answers, whatever its status."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=10) as found:
+            return bytes(found.read())
+    except urllib.error.HTTPError as refused:
+        with refused:
+            return refused.read()
 
 
 def user(exchange: Exchange) -> dict[str, Any]:
@@ -209,7 +243,9 @@ async def test_no_key_is_written_anywhere(broker, reader, out, tmp_path):
     ):
         urls = {"OPENAI": first.base_url, "GEMINI": second.base_url, "DEEPSEEK": third.base_url}
         environment = variables(urls, tmp_path) | {"ARB_DECIDER_PROBE": "true", "ARB_LOG_LEVEL": "debug"}
-        with service(broker, tmp_path / "decider.log", "decide", **environment):
+        port = free_port()
+        served = {"ARB_METRICS_PORT": str(port)}
+        with service(broker, tmp_path / "decider.log", "decide", **environment, **served):
             await asyncio.to_thread(until_assigned, tmp_path / "decider.log")
             ids = set()
             for n in range(6):
@@ -219,16 +255,45 @@ async def test_no_key_is_written_anywhere(broker, reader, out, tmp_path):
             out.publish(topics.OPPORTUNITIES, "BTC", json.dumps({"kind": "opportunity", **KEYS}).encode())
             await until(seen, lambda records: {d.opportunity_id for d in of_kind(records, "decision")} >= ids)
             await until(seen, lambda records: len(of_kind(records, "audit")) >= len(ids))
+            await until(seen, lambda records: any(record.topic.endswith(".dlq") for record in records))
+            pages = [await asyncio.to_thread(page, port, path) for path in ("metrics", "readyz", "healthz", "")]
     raw = [text for audit in of_kind(seen.records, "audit") for question in audit.questions for text in question.raw]
     assert any(raw), "something was answered, and kept"
     written = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     crossed = b"".join(
-        (r.value or b"") + repr(r.headers).encode() for r in seen.records if not r.topic.endswith(".dlq")
+        repr((r.key, r.headers)).encode()
+        # A dead letter's value is the record as it came, with whatever its sender put there.
+        + ((r.value or b"") if not r.topic.endswith(".dlq") else b"")
+        for r in seen.records
     )
     assert b"model check" in written
+    assert b"__dlq.error.message" in crossed
+    assert b"arb_model_calls_total" in pages[0]
     for key in KEYS.values():
         assert key.encode() not in written
         assert key.encode() not in crossed
+        assert key.encode() not in b"".join(pages)
+
+
+@pytest.mark.parametrize("step", ["crash at the start", "crash at a record"])
+async def test_an_exception_that_ends_it_is_told_without_keys(step, broker, out, tmp_path):
+    """Keys are in the variables of the frames, in the exception's words, and in those of its cause."""
+    log = tmp_path / "decider.log"
+    async with Hostile() as server:
+        environment = variables(dict.fromkeys(PROVIDERS, server.base_url), tmp_path) | {"ARB_LOG_LEVEL": "debug"}
+        with killed(broker, log, step, 1, **environment) as decider:
+            if step == "crash at a record":
+                await asyncio.to_thread(until_assigned, log)
+                one = opportunity(0)
+                send(out, one.model_copy(update={"expires_ns": one.detected_ns}))  # whoever reads it next asks nobody
+            assert await asyncio.to_thread(decider.wait, 30) == 1
+    told = log.read_text()
+    assert told.count("Traceback (most recent call last)") >= 2, "what it rests on, too"
+    assert "in crash" in told
+    assert "RuntimeError: unexpected" in told
+    written = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    for key in KEYS.values():
+        assert key.encode() not in written
 
 
 async def test_a_backlog_of_what_has_expired_drains_without_a_call(broker, reader, out, tmp_path):

@@ -3,14 +3,9 @@
 import asyncio
 import itertools
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -25,7 +20,7 @@ from shared import kafka, messages, settings, topics
 from shared.messages import Tokens
 from shared.settings import KafkaSettings
 from tests.decider.hostile import Exchange, Hostile, http, never, reply
-from tests.integration.test_decider import PROVIDERS, of_kind, opportunity, send, user, variables
+from tests.integration.test_decider import PROVIDERS, killed, of_kind, opportunity, send, user, variables
 from tests.integration.test_pipeline import service, until_assigned
 
 pytestmark = pytest.mark.integration
@@ -40,28 +35,13 @@ NAMED = TIMES | {"group.instance.id": "decider-1"}
 """The next one with the same name has its partitions at once, not after the session of the one that was killed."""
 
 
-@contextmanager
-def killed(
-    broker: KafkaSettings, log: Path, step: str, number: int, **environment: str
-) -> Iterator[subprocess.Popen[bytes]]:
-    """`arb decide` that ends itself at a step (killed.py); it does not outlive the block."""
-    variables = {k: v for k, v in os.environ.items() if not k.startswith("ARB_")}
-    variables |= {"ARB_KAFKA_SERVERS": broker.servers, **environment}
-    program = [sys.executable, str(Path(__file__).with_name("killed.py")), step, str(number)]
-    with log.open("wb") as output, subprocess.Popen(program, env=variables, stdout=output, stderr=output) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
 @dataclass
 class Death:
     """How things stood when a decider was dead.
 
     Attributes:
         asked: How many questions the models had got.
-        decided: Opportunities whose decision Kafka had.
+        decided, recorded: Opportunities of which Kafka had the decision, the audit record.
     """
 
     asked: int
@@ -71,7 +51,12 @@ class Death:
 
 @dataclass
 class Books:
-    """What was sent, asked, decided and paid in the lives of some deciders, one after the other."""
+    """What was sent, asked, decided and paid in the lives of some deciders, one after the other.
+
+    Attributes:
+        sent: The numbers of opportunities, by id.
+        asked: Number, role and model of each question, in order.
+    """
 
     broker: KafkaSettings
     state: Path
@@ -84,17 +69,17 @@ class Books:
     def more(self, count: int) -> list[messages.Opportunity]:
         """Opportunities of nine routes, to be decided within a minute."""
         found = []
-        for n in range(len(self.sent), len(self.sent) + count):
+        begin = self.began_ns // 10**9 % 10**6 * 1000 + len(self.sent)  # not those of a test that failed before
+        for n in range(begin, begin + count):
             one = opportunity(n, base=("BTC", "ETH", "SOL")[n // 3 % 3])
             found.append(one.model_copy(update={"expires_ns": one.detected_ns + 60_000_000_000}))
             self.sent[one.opportunity_id] = n
         return found
 
-    def note(self, exchange: Exchange) -> str:
-        """Count a question; the model that it is for."""
+    def note(self, exchange: Exchange) -> None:
+        """Count a question."""
         question, model = user(exchange), exchange.request.json()["model"]
         self.asked.append((round(question["profit_usd"]) - 1, question["role"], model))
-        return str(model)
 
     async def think(self, exchange: Exchange) -> None:
         """A model that answers every question."""
@@ -113,10 +98,12 @@ class Books:
         return self.deaths[-1]
 
     async def until_all_decided(self) -> None:
-        decided: set[str] = set()
-        async with asyncio.timeout(40):
-            while not decided >= set(self.sent):
-                decided = {d.opportunity_id for d in of_kind(await asyncio.to_thread(self.published), "decision")}
+        """None is lost."""
+        end, waiting = time.monotonic() + 30, set(self.sent)
+        while waiting:
+            assert time.monotonic() < end, f"no decision about {len(waiting)} of {len(self.sent)}"
+            found = await asyncio.to_thread(self.published)
+            waiting = set(self.sent) - {decision.opportunity_id for decision in of_kind(found, "decision")}
 
     def published(self) -> list[kafka.Record]:
         """All of it."""
@@ -134,7 +121,6 @@ class Books:
             ids.setdefault(decision.opportunity_id, set()).add(decision.decision_id)
         assert all(len(found) == 1 for found in ids.values()), "decided again, it has its old name"
         often = Counter(decision.opportunity_id for decision in decisions)
-        assert often.keys() == self.sent.keys(), "a decision was lost"
         lives = [0, *(death.asked for death in self.deaths), len(self.asked)]
         for begin, end in itertools.pairwise(lives):
             assert max(Counter(self.asked[begin:end]).values(), default=0) <= 1, "a question was asked twice in a life"
@@ -198,7 +184,7 @@ async def test_killed_at_a_step_it_loses_no_decision_and_pays_for_none_that_was_
         assert len(death.decided) < 9, "it was in the middle of its work"
         if steps == ["audited"]:
             assert death.recorded > death.decided
-        if steps[0] in ("delivered", "storing"):
+        if steps == ["delivered"]:
             assert death.decided
         for step in steps[1:]:
             with killed(broker, tmp_path / "second.log", step, 1, **environment) as decider:
@@ -238,7 +224,7 @@ async def test_killed_while_a_candidate_is_asked_in_shadow_it_pays_for_no_decisi
     await asyncio.to_thread(books.check)
 
 
-@pytest.mark.parametrize("step", ["revoking", "revoked"])
+@pytest.mark.parametrize("step", ["revoking", "revoked", "handed over"])
 async def test_killed_while_it_hands_over_it_leaves_every_decision_to_the_other(step, broker, out, books, tmp_path):
     async with Hostile(then=books.think) as server:
         environment = environment_of(server, tmp_path, NAMED)
