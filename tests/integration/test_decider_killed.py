@@ -191,6 +191,7 @@ async def test_killed_at_a_step_it_loses_no_decision_and_pays_for_none_that_was_
                 assert await asyncio.to_thread(decider.wait, 30) == -signal.SIGKILL
             await books.death()
         with service(broker, tmp_path / "last.log", "decide", **environment):
+            await asyncio.to_thread(until_assigned, tmp_path / "last.log")
             await books.until_all_decided()
     await asyncio.to_thread(books.check)
 
