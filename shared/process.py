@@ -53,7 +53,7 @@ def setup_logging(settings: LogSettings) -> None:
     """Log to standard error, as text or one JSON object a line; standard output is for data.
 
     No line has a key in it, and no traceback has locals: they are where keys and prompts are. That holds for what other
-    libraries log and for an exception that ends the process, too.
+    libraries log and for an exception that nobody catches, in any thread, too.
     """
     renderer: Any = structlog.dev.ConsoleRenderer(
         colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
@@ -79,11 +79,27 @@ def setup_logging(settings: LogSettings) -> None:
     last.setFormatter(secrets.RedactingFormatter())
     logging.lastResort = last
     sys.excepthook = _last_words
+    threading.excepthook = _of_a_thread
+    sys.unraisablehook = _unraisable
 
 
 def _last_words(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """What Python prints of an exception that ends the process, without keys."""
     sys.stderr.write(secrets.describe(error))
+
+
+def _of_a_thread(ended: threading.ExceptHookArgs) -> None:
+    """The same of one that ends a thread."""
+    if ended.exc_value is not None and ended.exc_type is not SystemExit:
+        name = "a thread" if ended.thread is None else ended.thread.name
+        sys.stderr.write(f"Exception in thread {name}:\n{secrets.describe(ended.exc_value)}")
+
+
+def _unraisable(ignored: "sys.UnraisableHookArgs") -> None:
+    """The same of one that nobody can catch (in a `__del__`, a callback of C)."""
+    if ignored.exc_value is not None:
+        words = ignored.err_msg or "Exception ignored"
+        sys.stderr.write(f"{words} in {type(ignored.object).__name__}:\n{secrets.describe(ignored.exc_value)}")
 
 
 def keep_heap_small() -> None:

@@ -266,7 +266,7 @@ class Service:
                 reason=decision.reason,
                 cost_usd=str(decision.panel.cost_usd),
             )
-        delivered = self._delivery(done, of=2)  # no decision without its record, nor the other way round
+        delivered = self._delivery(done, of=2)  # the offset waits for the decision and for its record
         self._publisher.publish(topics.AUDIT, decision.decision_id, audit, None, on_delivery=delivered)
         self._publisher.publish(topics.DECISIONS, decision.base, value, None, on_delivery=delivered)
         metrics.DECISION_MS.observe(max(0.0, (self._decider.now_ns() - taken_ns) / 1e6))

@@ -9,7 +9,7 @@ from typing import Any
 import structlog
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
-from shared import metrics
+from shared import metrics, secrets
 from shared.errors import AccessRefused, BrokerUnavailable
 from shared.kafka.clients import Config
 from shared.kafka.reading import Headers, Record
@@ -207,8 +207,10 @@ def dead_letter(
 ) -> None:
     """Put a record that cannot be processed on its dead-letter topic: original key, value and headers, plus why.
 
+    The value is what came; the words about it are ours, and a key that a sender put there is blacked out in them.
     Of a value beside which the reasons would not fit into a record, the beginning; `__dlq.cut` says how much there was.
     """
+    words = secrets.redact(str(error))
     why = {
         "__dlq.topic": record.topic,
         "__dlq.partition": str(record.partition),
@@ -217,7 +219,7 @@ def dead_letter(
         "__dlq.group": group,
         "__dlq.stage": stage,
         "__dlq.error.class": type(error).__name__,
-        "__dlq.error.message": str(error)[:500],
+        "__dlq.error.message": words[:500],
     }
     value = record.value
     if value is not None and len(value) > MOST_DEAD_BYTES:
@@ -225,5 +227,5 @@ def dead_letter(
         value = value[:MOST_DEAD_BYTES]
     headers = [*record.headers, *((name, text.encode()) for name, text in why.items())]
     metrics.DEAD_LETTERS.labels(topic=record.topic, stage=stage).inc()
-    log.warning("dead letter", topic=record.topic, partition=record.partition, offset=record.offset, error=str(error))
+    log.warning("dead letter", topic=record.topic, partition=record.partition, offset=record.offset, error=words)
     publisher.publish(dlq(record.topic), record.key, value, headers, on_delivery)

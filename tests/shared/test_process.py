@@ -90,3 +90,36 @@ async def test_a_thread_of_its_own_waits_for_none_that_hangs():
     finally:
         over.set()
         await asyncio.gather(*hanging)
+
+
+LOUD = """
+import threading
+from pydantic import SecretStr
+from shared import process, secrets
+from shared.settings import LogSettings
+
+class Bad:
+    def __del__(self):
+        raise RuntimeError("in a __del__: " + KEY)
+
+def fail():
+    raise RuntimeError("in a thread: " + KEY)
+
+KEY = "k7-for-the-test-of-last-words"
+secrets.register(SecretStr(KEY))
+process.setup_logging(LogSettings(level="info", json=False))
+thread = threading.Thread(target=fail, name="worker")
+thread.start()
+thread.join()
+Bad()
+fail()
+"""
+
+
+def test_what_nobody_catches_is_told_without_keys_wherever_it_happens():
+    told = subprocess.run([sys.executable, "-c", LOUD], capture_output=True, text=True, timeout=60, check=False)
+    assert told.returncode == 1
+    assert told.stderr.count("in a thread: [key]") == 2
+    assert "Exception in thread worker" in told.stderr
+    assert "in a __del__: [key]" in told.stderr
+    assert "k7-for" not in told.stdout + told.stderr
