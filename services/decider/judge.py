@@ -232,6 +232,8 @@ def gate(newest: Opportunity, now_ns: int, killed: bool, terms: Terms) -> Reason
         return Reason.SILENT
     if rules.check(newest, terms.settings).result != "pass":
         return Reason.EDGE_GONE
+    if not prompt.allowed(newest, terms.settings.exchanges):
+        return Reason.UNKNOWN_NAME
     return None
 
 

@@ -91,6 +91,19 @@ async def test_executed_is_what_is_there_when_the_panel_has_spoken(workbench, op
     assert case.opportunity is opened, "the audit has both"
 
 
+async def test_nothing_is_executed_where_its_newest_state_names_another_market(workbench, opportunity):
+    bench = workbench()
+    case = await bench.decider.consider(opportunity())
+    elsewhere = opportunity().sell.model_dump() | {"symbol": "BTC-XYZ"}
+    bench.newest.take(opportunity(phase="updated", sell=elsewhere, detected_ns=bench.clock.now_ns), bench.clock())
+    decision = bench.decider.conclude(case)
+    assert (decision.outcome, decision.reason, decision.sell.symbol) == (
+        "hold",
+        "unknown_name",
+        case.opportunity.sell.symbol,
+    )
+
+
 async def test_a_name_outside_the_settings_is_rejected_unasked(workbench, opportunity):
     bench = workbench()
     leg = opportunity().buy.model_dump() | {"exchange": "mtgox"}

@@ -10,7 +10,7 @@ from services.cli.decisions.finding import Dossier
 from services.cli.explain.words import bps, moment, plain, price, seconds
 from services.decider import judge, rules, scoring
 from services.decider.judge import Reason, Terms
-from services.decider.prompt import NoAnswer, parse_answer
+from services.decider.prompt import NoAnswer, allowed, parse_answer
 from services.decider.rules import Code
 from services.decider.scoring import PENDING, RANGES, ROLES, Vote, Why
 from shared import symbols
@@ -455,7 +455,7 @@ class _Told:
         if not _was_checked(d, audit):
             return Step("check", title, tuple(map(Line, (*lines, "not needed: only `execute` has to pass it"))))
         limit_ms, checked = self.terms.settings.decider.max_silence_ms, rules.check(newest, self.terms.settings)
-        left = newest.expires_ns - d.decided_ns
+        left, known = newest.expires_ns - d.decided_ns, allowed(newest, self.terms.settings.exchanges)
         heard, passed = d.decided_ns - newest.detected_ns <= limit_ms * MS, _passes(checked.result == "pass")
         silent_ms = (d.decided_ns - newest.detected_ns) // MS
         lines += [
@@ -464,6 +464,7 @@ class _Told:
             f"time left {left // MS:,} ms: {_passes(left > 0)}",
             f"heard of {silent_ms:,} ms before: at most {limit_ms:,} (decider.max_silence_ms): {_passes(heard)}",
             f"the rules on its newest numbers ({bps(newest.net_bps)} bps net): {passed}{listed(checked.codes)}",
+            f"its exchanges and symbols are those of the settings: {_passes(known)}",
         ]
         return Step("check", title, tuple(map(Line, lines)))
 
@@ -517,6 +518,7 @@ def _was_checked(decision: Decision, audit: Audit) -> bool:
         Reason.EXPIRED,
         Reason.SILENT,
         Reason.EDGE_GONE,
+        Reason.UNKNOWN_NAME,
     )
 
 
