@@ -5,6 +5,7 @@ import functools
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import structlog
@@ -51,6 +52,18 @@ class _Taken(NamedTuple):
     done: Callable[[], None]
 
 
+@dataclass(slots=True, eq=False)
+class _Leaving:
+    """A decision on its way out: it leaves when its record is delivered, behind those of its coin before it."""
+
+    case: Case
+    decision: Decision
+    value: bytes
+    done: Callable[[], None]
+    taken_ns: int
+    recorded: bool = False
+
+
 class Service:
     """Takes batches of opportunities, publishes decisions, and completes offsets when they are delivered."""
 
@@ -74,6 +87,7 @@ class Service:
         self._shadows: set[asyncio.Task[None]] = set()
         self._stopping = False
         self._undelivered: dict[str, list[_Taken]] = {}
+        self._leaving: dict[str, deque[_Leaving]] = {}
         self._owned: set[Place] = set()
         self._delivered: deque[Callable[[], None]] = deque()
         self._to_store: dict[Place, int] = {}
@@ -229,13 +243,16 @@ class Service:
             await asyncio.wait((before,))  # it may have failed: `_ended` says so
         while (unsure_s := self._unsure_s()) > 0:  # noqa: ASYNC110  # its end is a moment, and may be put off again
             await asyncio.sleep(unsure_s)
-        if not self._is_ours(opportunity.opportunity_id):
-            log.info("left to the new owner", base=opportunity.base, opportunity_id=opportunity.opportunity_id)
-            for known in (self._decided, self._asked):
-                known.pop(opportunity.opportunity_id, None)
-            done()
-            return
-        self._publish(case, record, done, taken_ns)
+        if self._is_ours(opportunity.opportunity_id):
+            self._publish(case, record, done, taken_ns)
+        else:
+            self._leave_to_others(opportunity.base, opportunity.opportunity_id, done)
+
+    def _leave_to_others(self, base: str, opportunity_id: str, done: Callable[[], None]) -> None:
+        log.info("left to the new owner", base=base, opportunity_id=opportunity_id)
+        for known in (self._decided, self._asked):
+            known.pop(opportunity_id, None)
+        done()
 
     def _ended(self, base: str, task: asyncio.Task[None]) -> None:
         if self._tails.get(base) is task:
@@ -256,6 +273,29 @@ class Service:
         except Exception as error:
             self._put_aside(record, "decide", error, done)
             return
+        leaving = _Leaving(case, decision, value, done, taken_ns)
+        self._leaving.setdefault(decision.base, deque()).append(leaving)
+        # Its record first: killed in between, the next one decides anew. Of one that is out it could not be made later.
+        recorded = self._delivery(functools.partial(self._recorded, leaving))
+        self._publisher.publish(topics.AUDIT, decision.decision_id, audit, None, on_delivery=recorded)
+
+    def _recorded(self, leaving: _Leaving) -> None:
+        leaving.recorded = True
+        base = leaving.decision.base
+        queue = self._leaving[base]
+        while queue and queue[0].recorded:
+            self._leave(queue.popleft())
+        if not queue:
+            del self._leaving[base]
+
+    def _leave(self, leaving: _Leaving) -> None:
+        case, decision = leaving.case, leaving.decision
+        if not self._is_ours(decision.opportunity_id):
+            self._leave_to_others(decision.base, decision.opportunity_id, leaving.done)
+            return
+        delivered = self._delivery(leaving.done)
+        self._publisher.publish(topics.DECISIONS, decision.base, leaving.value, None, on_delivery=delivered)
+        metrics.DECISION_MS.observe(max(0.0, (self._decider.now_ns() - leaving.taken_ns) / 1e6))
         metrics.series(metrics.DECISIONS, decision.outcome, decision.mode).inc()
         if decision.mode != "rules_only":  # those are told by their topic and metrics: a backlog may bring thousands
             log.info(
@@ -266,10 +306,6 @@ class Service:
                 reason=decision.reason,
                 cost_usd=str(decision.panel.cost_usd),
             )
-        delivered = self._delivery(done, of=2)  # the offset waits for the decision and for its record
-        self._publisher.publish(topics.AUDIT, decision.decision_id, audit, None, on_delivery=delivered)
-        self._publisher.publish(topics.DECISIONS, decision.base, value, None, on_delivery=delivered)
-        metrics.DECISION_MS.observe(max(0.0, (self._decider.now_ns() - taken_ns) / 1e6))
         for role in [] if self._stopping else self._decider.shadowed(case):
             task = asyncio.create_task(self._shadow(case, decision, role))
             self._shadows.add(task)
@@ -343,12 +379,10 @@ class Service:
             self._consumer.store(*place, next_offset)
         self._to_store.clear()
 
-    def _delivery(self, done: Callable[[], None], of: int = 1) -> Callable[[kafka.DeliveryError | None], None]:
-        """For the publisher's thread: complete when so many are delivered; what was not delivered stops the service."""
-        left = of
+    def _delivery(self, then: Callable[[], None]) -> Callable[[kafka.DeliveryError | None], None]:
+        """For the publisher's thread: once delivered, `then` in the loop; what was not delivered stops the service."""
 
         def report(error: kafka.DeliveryError | None) -> None:
-            nonlocal left
             assert self._loop is not None
             if error is not None:
                 words = f"Kafka did not take a decision: {error.str()}"
@@ -357,10 +391,7 @@ class Service:
                 return
             # One call for all that come until it runs: each would wake the loop by a socket. Several threads report.
             with self._wake_lock:
-                left -= 1
-                if left > 0:
-                    return
-                self._delivered.append(done)
+                self._delivered.append(then)
                 woken, self._woken = self._woken, True
             if not woken:
                 self._loop.call_soon_threadsafe(self._complete)
@@ -368,7 +399,7 @@ class Service:
         return report
 
     def _complete(self) -> None:
-        """What was delivered is done; runs in the loop, beside threads that may add more."""
+        """What waits for what was delivered; runs in the loop, beside threads that may add more."""
         with self._wake_lock:
             self._woken = False
         while self._delivered:

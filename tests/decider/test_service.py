@@ -46,21 +46,21 @@ class Consumer:
 
 
 class Publisher:
-    """Remembers; delivers at once, when told, or never."""
+    """Remembers; delivers at once, or (topics in `held_back`) when told."""
 
     def __init__(self):
         self.sent = []
         self.held = []
-        self.deliver = True
+        self.held_back = set()
 
     def publish(self, topic, key, value, headers, on_delivery=None, **_):
         self.sent.append((topic, key, decode(value) if not topic.endswith(".dlq") else value))
         if on_delivery is None:
             return
-        if self.deliver:
-            on_delivery(None)
-        else:
+        if topic in self.held_back:
             self.held.append(on_delivery)
+        else:
+            on_delivery(None)
 
     def flush(self, *_):
         return 0
@@ -248,7 +248,7 @@ async def test_what_needs_no_model_does_not_overtake_what_does(running, opportun
 
 async def test_the_offset_waits_for_the_delivery(running, opportunity):
     async with running() as (shell, _):
-        shell.publisher.deliver = False
+        shell.publisher.held_back = {topics.DECISIONS}
         shell.put(opportunity(), numbered(opportunity, 7, phase="closed"))
         await shell.until(lambda: shell.publisher.held)
         await asyncio.sleep(0.02)
@@ -312,7 +312,7 @@ async def test_a_backlog_of_others_does_not_make_it_forget_what_was_paid_for(run
 async def test_read_again_after_a_rebalance_the_offset_still_waits_for_the_delivery(running, opportunity, monkeypatch):
     monkeypatch.setattr("services.decider.service.DRAIN_S", 0.05)
     async with running() as (shell, _):
-        shell.publisher.deliver = False
+        shell.publisher.held_back = {topics.DECISIONS}
         shell.put(opportunity())
         await shell.until(lambda: shell.publisher.held)
         await asyncio.to_thread(shell.service.on_revoked, [(topics.OPPORTUNITIES, 3)])
@@ -329,19 +329,19 @@ async def test_read_again_after_a_rebalance_the_offset_still_waits_for_the_deliv
 
 async def test_what_is_delivered_together_is_one_offset(running, opportunity):
     async with running() as (shell, _):
-        shell.publisher.deliver = False
+        shell.publisher.held_back = {topics.DECISIONS}
         shell.put(*(numbered(opportunity, n, expires_ns=NOW_NS) for n in range(20)))
-        await shell.until(lambda: len(shell.publisher.held) == 40)
+        await shell.until(lambda: len(shell.publisher.held) == 20)
         for report in shell.publisher.held[:-1]:
             report(None)
         await shell.until(lambda: shell.consumer.stored)
-        assert shell.consumer.stored == {(topics.OPPORTUNITIES, 3): 19}, "the last one's record is not delivered"
+        assert shell.consumer.stored == {(topics.OPPORTUNITIES, 3): 19}, "the last one is not delivered"
         assert shell.consumer.stores == 1
 
 
 async def test_offsets_of_what_ends_during_a_hand_over_are_there_before_it_is_committed(running, opportunity):
     async with running() as (shell, _):
-        shell.publisher.deliver = False
+        shell.publisher.held_back = {topics.DECISIONS}
         shell.put(opportunity(expires_ns=NOW_NS))
         await shell.until(lambda: shell.publisher.held)
         handed_over = []
@@ -378,7 +378,7 @@ async def test_what_was_fetched_before_a_revocation_is_left_to_the_new_owner(run
             revoked.set()
 
         shell.put(*(numbered(opportunity, n, expires_ns=NOW_NS) for n in range(2000)), opportunity())
-        shell.publisher.deliver = False
+        shell.publisher.held_back = {topics.DECISIONS}
         task = asyncio.create_task(revoke())
         await revoked.wait()
         await task
@@ -454,23 +454,43 @@ async def test_numbers_that_nobody_thought_of_are_a_dead_letter_and_no_end(runni
         assert [decision.outcome for decision in shell.decisions()] == ["execute"]
 
 
-async def test_the_offset_waits_for_the_audit_too(running, opportunity):
+async def test_a_decision_leaves_behind_its_record_in_the_order_of_its_coin(running, opportunity):
     async with running() as (shell, _):
-        shell.publisher.deliver = False
+        shell.publisher.held_back = {topics.AUDIT}
+        shell.put(*(numbered(opportunity, n, expires_ns=NOW_NS) for n in range(3)))
+        shell.put(numbered(opportunity, 10, base="ETH", expires_ns=NOW_NS))
+        await shell.until(lambda: len(shell.publisher.held) == 4)
+        first, second, third, other = shell.publisher.held
+        for report, left in ((third, []), (other, [10]), (first, [10, 0]), (second, [10, 0, 1, 2])):
+            report(None)
+            await asyncio.sleep(0.01)
+            assert [int(decision.opportunity_id, 16) for decision in shell.decisions()] == left
+        await shell.until(lambda: shell.consumer.stored == {(topics.OPPORTUNITIES, 3): 4})
+
+
+async def test_whose_record_came_after_its_partition_had_gone_is_left_to_the_new_owner(running, opportunity):
+    async with running() as (shell, _):
+        shell.publisher.held_back = {topics.AUDIT}
         shell.put(opportunity())
-        await shell.until(lambda: len(shell.publisher.held) == 2)
+        await shell.until(lambda: shell.publisher.held)
+        await asyncio.to_thread(shell.service.on_lost, [(topics.OPPORTUNITIES, 3)])
+        await asyncio.sleep(0)
         shell.publisher.held.pop()(None)
-        await asyncio.sleep(0.02)
-        assert shell.consumer.stored == {}
-        shell.publisher.held.pop()(None)
-        await shell.until(lambda: shell.consumer.stored)
+        await shell.until(lambda: shell.consumer.released == 1)
+        assert (shell.decisions(), shell.consumer.stored) == ([], {})
+        await asyncio.to_thread(shell.service.on_assigned, [(topics.OPPORTUNITIES, 3)], list)
+        shell.publisher.held_back = set()
+        shell.offset = 0
+        shell.put(opportunity())
+        await shell.until(lambda: shell.consumer.stored == {(topics.OPPORTUNITIES, 3): 1})
+        assert len(shell.decisions()) == 1, "given again, it is decided"
 
 
 async def test_reports_from_several_threads_are_all_heard(running, opportunity):
     async with running() as (shell, _):
-        shell.publisher.deliver = False
+        shell.publisher.held_back = {topics.DECISIONS}
         shell.put(*(numbered(opportunity, n, expires_ns=NOW_NS) for n in range(400)))
-        await shell.until(lambda: len(shell.publisher.held) == 800)
+        await shell.until(lambda: len(shell.publisher.held) == 400)
         held = shell.publisher.held
         with ThreadPoolExecutor(4) as pool:
             await asyncio.gather(*(asyncio.get_running_loop().run_in_executor(pool, report, None) for report in held))
@@ -485,9 +505,10 @@ async def test_reports_from_several_threads_are_all_heard(running, opportunity):
         (KafkaError.TOPIC_AUTHORIZATION_FAILED, AccessRefused, "no rule allows this to our user"),
     ],
 )
-async def test_a_decision_that_kafka_does_not_take_ends_the_service(running, opportunity, code, failure, words):
+@pytest.mark.parametrize("topic", [topics.DECISIONS, topics.AUDIT])
+async def test_what_kafka_does_not_take_ends_the_service(running, opportunity, code, failure, words, topic):
     async with running() as (shell, task):
-        shell.publisher.deliver = False
+        shell.publisher.held_back = {topic}
         shell.put(opportunity())
         await shell.until(lambda: shell.publisher.held)
         shell.publisher.held.pop()(KafkaError(code))

@@ -55,6 +55,10 @@ def of_a_panel(_: Publisher, topic: str, key: object, value: bytes, *__: object)
     return topic == topics.DECISIONS and b'"rules_only"' not in value
 
 
+def of_a_record(_: Publisher, topic: str, key: object, value: bytes, *__: object) -> bool:
+    return topic == topics.AUDIT and b'"mode":"rules_only"' not in value
+
+
 class Step(NamedTuple):
     """A call of `owner.name`: before, after or instead of one of those that count, the process is ended."""
 
@@ -72,6 +76,7 @@ STEPS = {
     "audited": Step(Publisher, "publish", "before", die_delivered, of_a_panel),
     "delivered": Step(Publisher, "publish", "after", die_delivered, of_a_panel),
     "held back": Step(Publisher, "publish", "instead", die_soon, of_a_panel),  # a decision that a slow broker let wait
+    "record held back": Step(Publisher, "publish", "instead", die_soon, of_a_record),
     "settling": Step(Budget, "settle_all"),
     "settled": Step(Budget, "settle_all", "after"),
     "storing": Step(ConsumerThread, "store"),

@@ -165,6 +165,7 @@ def environment_of(server: Hostile, folder: Path, options: dict[str, Any], **mor
         ["audited"],
         ["delivered"],
         ["held back"],
+        ["record held back"],
         ["settling"],
         ["settled"],
         ["storing", "reading the tail"],
