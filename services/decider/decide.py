@@ -128,6 +128,11 @@ class Decider:
         case.killed = case.killed or self.killed()
         return judge.conclude(case, self._of(case))
 
+    def gone(self, case: Case) -> bool:
+        """Whether what may have passed the last check a moment ago would not pass it now."""
+        newest = self._newest.get(case.opportunity)
+        return judge.gate(newest, self._desk.clock(), self.killed(), self._of(case)) is not None
+
     # ------------------------------------------------ facts
 
     def _admitted(self, opportunity: Opportunity, raw: bytes | None, *, superseded: bool) -> Case:

@@ -61,10 +61,15 @@ class _Leaving:
 
     base: str
     opportunity_id: str
+    outcome: str
+    mode: str
+    reason: str
+    cost_usd: str
     value: bytes
     done: Callable[[], None]
     taken_ns: int
     then: Callable[[], None] | None
+    executes: Case | None
     recorded: bool = False
 
 
@@ -254,8 +259,9 @@ class Service:
 
     def _leave_to_others(self, base: str, opportunity_id: str, done: Callable[[], None]) -> None:
         log.info("left to the new owner", base=base, opportunity_id=opportunity_id)
-        for known in (self._decided, self._asked):
-            known.pop(opportunity_id, None)
+        if opportunity_id in self._undelivered:  # else another has decided it meanwhile: that is not to be forgotten
+            for known in (self._decided, self._asked):
+                known.pop(opportunity_id, None)
         done()
 
     def _ended(self, base: str, task: asyncio.Task[None]) -> None:
@@ -277,31 +283,57 @@ class Service:
         except Exception as error:
             self._put_aside(record, "decide", error, done)
             return
-        metrics.series(metrics.DECISIONS, decision.outcome, decision.mode).inc()
-        if decision.mode != "rules_only":  # those are told by their topic and metrics: a backlog may bring thousands
-            log.info(
-                "decision",
-                base=decision.base,
-                outcome=decision.outcome,
-                mode=decision.mode,
-                reason=decision.reason,
-                cost_usd=str(decision.panel.cost_usd),
-            )
         roles = self._decider.shadowed(case)
-        then = functools.partial(self._ask_candidates, case, decision, roles) if roles else None
-        leaving = _Leaving(decision.base, decision.opportunity_id, value, done, taken_ns, then)
+        leaving = _Leaving(
+            base=decision.base,
+            opportunity_id=decision.opportunity_id,
+            outcome=decision.outcome,
+            mode=decision.mode,
+            reason=decision.reason,
+            cost_usd="" if decision.mode == "rules_only" else str(decision.panel.cost_usd),
+            value=value,
+            done=done,
+            taken_ns=taken_ns,
+            then=functools.partial(self._ask_candidates, case, decision, roles) if roles else None,
+            executes=case if decision.outcome == "execute" else None,
+        )
         self._leaving.setdefault(decision.base, deque()).append(leaving)
-        # Its record first: killed in between, the next one decides anew. Of one that is out it could not be made later.
+        self._record(leaving, decision.decision_id, audit)
+
+    def _record(self, leaving: _Leaving, decision_id: str, audit: bytes) -> None:
+        # The record first: killed in between, the next one decides anew. Of one that is out it could not be made later.
         recorded = self._delivery(functools.partial(self._recorded, leaving))
-        self._publisher.publish(topics.AUDIT, decision.decision_id, audit, None, on_delivery=recorded)
+        self._publisher.publish(topics.AUDIT, decision_id, audit, None, on_delivery=recorded)
 
     def _recorded(self, leaving: _Leaving) -> None:
         leaving.recorded = True
-        queue = self._leaving[leaving.base]
+        self._let_leave(leaving.base)
+
+    def _let_leave(self, base: str) -> None:
+        """Publish what has its record, in the coin's order. A slow broker may have kept it waiting for long: what was
+        sure when it was decided is asked again."""
+        queue = self._leaving.get(base)
         while queue and queue[0].recorded:
+            if (unsure_s := self._unsure_s()) > 0:
+                assert self._loop is not None
+                self._loop.call_later(unsure_s, self._in_turn, functools.partial(self._let_leave, base))
+                return
+            if self._is_ours(queue[0].opportunity_id) and self._is_void(queue[0]):
+                return  # until the other record is there
             self._leave(queue.popleft())
-        if not queue:
-            del self._leaving[leaving.base]
+        if queue is not None and not queue:
+            del self._leaving[base]
+
+    def _is_void(self, leaving: _Leaving) -> bool:
+        """Whether it is to execute what would not pass the last check any more: then it is made and recorded anew."""
+        case = leaving.executes
+        if case is None or not self._decider.gone(case):
+            return False
+        decision = self._decider.conclude(case)
+        leaving.outcome, leaving.reason, leaving.value = decision.outcome, decision.reason, decision.encode()
+        leaving.executes, leaving.recorded = None, False
+        self._record(leaving, decision.decision_id, judge.audited(case, leaving.value))
+        return True
 
     def _leave(self, leaving: _Leaving) -> None:
         if not self._is_ours(leaving.opportunity_id):
@@ -310,6 +342,16 @@ class Service:
         delivered = self._delivery(leaving.done)
         self._publisher.publish(topics.DECISIONS, leaving.base, leaving.value, None, on_delivery=delivered)
         metrics.DECISION_MS.observe(max(0.0, (self._decider.now_ns() - leaving.taken_ns) / 1e6))
+        metrics.series(metrics.DECISIONS, leaving.outcome, leaving.mode).inc()
+        if leaving.mode != "rules_only":  # those are told by their topic and metrics: a backlog may bring thousands
+            log.info(
+                "decision",
+                base=leaving.base,
+                outcome=leaving.outcome,
+                mode=leaving.mode,
+                reason=leaving.reason,
+                cost_usd=leaving.cost_usd,
+            )
         if leaving.then is not None:
             leaving.then()
 
@@ -336,6 +378,12 @@ class Service:
         known[opportunity_id] = None
         if len(known) > MOST_REMEMBERED:
             known.popitem(last=False)
+
+    def _heard(self, opportunity_id: str, *, asked: bool) -> None:
+        """It was decided. If it is still on its way out here, of a partition that was taken from us, it stays."""
+        self._remember(opportunity_id, asked=asked)
+        if opportunity_id in self._undelivered and not self._is_ours(opportunity_id):
+            self._dealt_with(opportunity_id)
 
     # ------------------------------------------------ how it is
 
@@ -411,7 +459,14 @@ class Service:
         with self._wake_lock:
             self._woken = False
         while self._delivered:
-            self._delivered.popleft()()
+            try:
+                self._delivered.popleft()()
+            except Exception as error:  # a publisher that takes nothing more: nobody else would hear of it
+                self._fail(error)
+
+    def _in_turn(self, then: Callable[[], None]) -> None:
+        self._delivered.append(then)
+        self._complete()
 
     def _fail(self, error: BaseException) -> None:
         if self._failed is not None and not self._failed.done():
@@ -430,8 +485,8 @@ class Service:
         log.info("assigned", partitions=sorted(number for _, number in partitions), decided_lately=len(known))
         assert self._loop is not None
         for one in known:
-            remember = functools.partial(self._remember, one.opportunity_id, asked=one.mode != "rules_only")
-            self._loop.call_soon_threadsafe(remember)
+            heard = functools.partial(self._heard, one.opportunity_id, asked=one.mode != "rules_only")
+            self._loop.call_soon_threadsafe(heard)
         self._loop.call_soon_threadsafe(self._owned.update, list(partitions))
 
     def on_revoked(self, partitions: Sequence[tuple[str, int]]) -> None:

@@ -486,6 +486,90 @@ async def test_whose_record_came_after_its_partition_had_gone_is_left_to_the_new
         assert len(shell.decisions()) == 1, "given again, it is decided"
 
 
+@asynccontextmanager
+async def waiting_for_its_record(running, opportunity, **changes):
+    async with running(**changes) as (shell, task):
+        shell.publisher.held_back = {topics.AUDIT}
+        shell.put(opportunity())
+        await shell.until(lambda: shell.publisher.held)
+        yield shell, task, shell.publisher.held.pop()
+
+
+async def test_what_waited_for_its_record_while_this_process_did_not_run_is_left_to_the_new_owner(
+    running, opportunity, monkeypatch
+):
+    monkeypatch.setattr("services.decider.service.SURE_S", 0.2)
+    async with waiting_for_its_record(running, opportunity) as (shell, _, report):
+        shell.steady_s += 30.0
+        report(None)
+        await asyncio.sleep(0.05)
+        assert shell.decisions() == []
+        await asyncio.to_thread(shell.service.on_lost, [(topics.OPPORTUNITIES, 3)])
+        shell.steady_s += 0.3
+        await shell.until(lambda: shell.consumer.released == 1)
+        assert shell.decisions() == []
+
+
+async def test_after_a_time_without_running_what_is_still_ours_leaves(running, opportunity, monkeypatch):
+    monkeypatch.setattr("services.decider.service.SURE_S", 0.2)
+    async with waiting_for_its_record(running, opportunity) as (shell, _, report):
+        shell.steady_s += 30.0
+        report(None)
+        shell.steady_s += 0.1
+        await asyncio.sleep(0.01)
+        shell.steady_s += 0.2
+        await shell.until(lambda: shell.decisions())
+
+
+@pytest.mark.parametrize("why", ["closed", "kill_switch", "expired"])
+async def test_what_waited_too_long_to_be_executed_is_decided_and_recorded_anew(running, opportunity, tmp_path, why):
+    switch = tmp_path / "stop"
+    async with waiting_for_its_record(running, opportunity, kill_switch=switch) as (shell, _, report):
+        if why == "closed":
+            shell.put(opportunity(phase="closed", detected_ns=NOW_NS + 1))
+            await shell.until(lambda: shell.bench.newest.get(opportunity()).phase == "closed")
+        elif why == "kill_switch":
+            switch.touch()
+        else:
+            shell.bench.clock.now_ns = opportunity().expires_ns
+        report(None)
+        await shell.until(lambda: shell.publisher.held)
+        assert shell.decisions() == []
+        shell.publisher.held.pop()(None)
+        await shell.until(lambda: shell.consumer.stored)
+        (decision,), (first, second) = shell.decisions(), shell.publisher.of(topics.AUDIT)
+        assert (decision.outcome, decision.reason) == ("hold", why)
+        assert second.decision == decision
+        assert first.decision.outcome == "execute"
+
+
+async def test_what_another_decided_while_its_record_was_on_its_way_stays_his(running, opportunity):
+    async with waiting_for_its_record(running, opportunity) as (shell, _, report):
+        elsewhere = await shell.bench.decide(opportunity())
+        asked = len(shell.bench.models.asked)
+        place, tail = (topics.OPPORTUNITIES, 3), [Record(topics.DECISIONS, 3, 0, b"BTC", elsewhere.encode(), 0, ())]
+        await asyncio.to_thread(shell.service.on_lost, [place])
+        await asyncio.to_thread(shell.service.on_assigned, [place], lambda: tail)
+        shell.put(opportunity(phase="updated"))
+        report(None)
+        shell.put(opportunity(phase="updated"))
+        await shell.until(lambda: shell.consumer.released == 3)
+        assert (shell.decisions(), len(shell.bench.models.asked)) == ([], asked)
+
+
+async def test_a_publisher_that_takes_nothing_more_ends_the_service(running, opportunity, monkeypatch):
+    async with waiting_for_its_record(running, opportunity) as (shell, task, report):
+
+        def refuses(*_, **__):
+            raise BrokerUnavailable("gone")
+
+        monkeypatch.setattr(shell.publisher, "publish", refuses)
+        report(None)
+        with pytest.raises(BrokerUnavailable, match="gone"):
+            await task
+        assert shell.consumer.stored == {}
+
+
 async def test_reports_from_several_threads_are_all_heard(running, opportunity):
     async with running() as (shell, _):
         shell.publisher.held_back = {topics.DECISIONS}
