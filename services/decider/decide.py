@@ -113,7 +113,7 @@ class Decider:
         try:
             async with self._panels:
                 case = self._admitted(opportunity, raw, superseded=self._newest.superseded(opportunity))
-                if not (self._stopped(case) or case.cached_from is not None or self._from_cache(case, route)):
+                if not self._stopped(case) and not self._from_cache(case, route):
                     await self._ask(case)
                     self._keep(case, route)
             return case

@@ -56,7 +56,8 @@ class _Taken(NamedTuple):
 class _Leaving:
     """A decision on its way out: it leaves when its record is delivered, behind those of its coin before it.
 
-    Bytes and names only: hundreds of a backlog wait here; with all that was known of each it took half as long again.
+    Of a backlog hundreds wait here, as bytes and names: with all that was known of each it took half as long again.
+    Only what may have to be looked at again (`executes`) or asked about (`then`) keeps its case.
     """
 
     base: str
@@ -277,9 +278,7 @@ class Service:
 
     def _publish(self, case: Case, record: Record, done: Callable[[], None], taken_ns: int) -> None:
         try:
-            decision = self._decider.conclude(case)
-            value = decision.encode()
-            audit = judge.audited(case, value)
+            decision, value, audit = self._concluded(case)
         except Exception as error:
             self._put_aside(record, "decide", error, done)
             return
@@ -299,6 +298,12 @@ class Service:
         )
         self._leaving.setdefault(decision.base, deque()).append(leaving)
         self._record(leaving, decision.decision_id, audit)
+
+    def _concluded(self, case: Case) -> tuple[Decision, bytes, bytes]:
+        """The decision, as it is published, and its record."""
+        decision = self._decider.conclude(case)
+        value = decision.encode()
+        return decision, value, judge.audited(case, value)
 
     def _record(self, leaving: _Leaving, decision_id: str, audit: bytes) -> None:
         # The record first: killed in between, the next one decides anew. Of one that is out it could not be made later.
@@ -329,10 +334,10 @@ class Service:
         case = leaving.executes
         if case is None or not self._decider.gone(case):
             return False
-        decision = self._decider.conclude(case)
-        leaving.outcome, leaving.reason, leaving.value = decision.outcome, decision.reason, decision.encode()
+        decision, leaving.value, audit = self._concluded(case)
+        leaving.outcome, leaving.reason = decision.outcome, decision.reason
         leaving.executes, leaving.recorded = None, False
-        self._record(leaving, decision.decision_id, judge.audited(case, leaving.value))
+        self._record(leaving, decision.decision_id, audit)
         return True
 
     def _leave(self, leaving: _Leaving) -> None:

@@ -50,13 +50,13 @@ def crash(*_: object) -> None:
         raise RuntimeError(f"unexpected {' '.join(headers.values())}") from error
 
 
-def of_a_panel(_: Publisher, topic: str, key: object, value: bytes, *__: object) -> bool:
-    """What earlier tests left to be decided has expired: no model is asked about it."""
-    return topic == topics.DECISIONS and b'"rules_only"' not in value
+def of_a_panel(wanted: str) -> Callable[..., bool]:
+    """Messages to this topic. What earlier tests left to be decided has expired: no model is asked about it."""
 
+    def counts(_: Publisher, topic: str, key: object, value: bytes, *__: object) -> bool:
+        return topic == wanted and b'"mode":"rules_only"' not in value
 
-def of_a_record(_: Publisher, topic: str, key: object, value: bytes, *__: object) -> bool:
-    return topic == topics.AUDIT and b'"mode":"rules_only"' not in value
+    return counts
 
 
 class Step(NamedTuple):
@@ -73,10 +73,10 @@ STEPS = {
     "reserving": Step(Budget, "reserve_all"),
     "booking": Step(State, "_into_second", "after"),  # in the middle of the file's change
     "reserved": Step(Budget, "reserve_all", "after"),
-    "audited": Step(Publisher, "publish", "before", die_delivered, of_a_panel),
-    "delivered": Step(Publisher, "publish", "after", die_delivered, of_a_panel),
-    "held back": Step(Publisher, "publish", "instead", die_soon, of_a_panel),  # a decision that a slow broker let wait
-    "record held back": Step(Publisher, "publish", "instead", die_soon, of_a_record),
+    "audited": Step(Publisher, "publish", "before", die_delivered, of_a_panel(topics.DECISIONS)),
+    "delivered": Step(Publisher, "publish", "after", die_delivered, of_a_panel(topics.DECISIONS)),
+    "held back": Step(Publisher, "publish", "instead", die_soon, of_a_panel(topics.DECISIONS)),  # by a slow broker
+    "record held back": Step(Publisher, "publish", "instead", die_soon, of_a_panel(topics.AUDIT)),
     "settling": Step(Budget, "settle_all"),
     "settled": Step(Budget, "settle_all", "after"),
     "storing": Step(ConsumerThread, "store"),

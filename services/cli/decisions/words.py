@@ -293,7 +293,7 @@ class _Told:
 
     def rules(self) -> Step:
         d, decider, detector = self.facts, self.terms.settings.decider, self.terms.settings.detector
-        ages, looked = (d.buy.alive_age_ms, d.sell.alive_age_ms), self.decision.rules
+        ages, verdict = (d.buy.alive_age_ms, d.sell.alive_age_ms), self.decision.rules
         book_ms = max(d.buy.book_age_ms, d.sell.book_age_ms)
         notional = "not recorded" if self.audit is None else f"{self.audit.opportunity.notional_usd:,.2f} USD"
         each = {
@@ -314,11 +314,11 @@ class _Told:
             ),
             Code.LIMIT: f"value {notional}: at most {detector.max_notional_usd:,f} USD (detector.max_notional_usd)",
         }
-        broken = set(looked.codes)
+        broken = set(verdict.codes)
         lines = [Line(f"{text}: {_passes(code.value not in broken)}") for code, text in each.items()]
         unknown = sorted(broken - {code.value for code in Code})
         lines += [Line(f"{code}: FAILS") for code in unknown]
-        title = f"the rules: {looked.result}{listed(looked.codes)}"
+        title = f"the rules: {verdict.result}{listed(verdict.codes)}"
         return Step("rules", title, tuple(lines))
 
     # -------------------------------------------- 3
